@@ -1,0 +1,4 @@
+//! Placeholder until its first module lands.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The container engine: everything between a `config.json` and a running process.
