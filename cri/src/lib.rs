@@ -1,1 +1,5 @@
-//! Placeholder until its first module lands.
+//! The Kubernetes Container Runtime Interface over the engine.
+
+#![forbid(unsafe_code)]
+
+pub mod v1;
