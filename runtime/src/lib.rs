@@ -2,5 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod failure;
+pub mod monitor;
+pub mod plan;
 
 pub use failure::{Failure, Step};

@@ -1,0 +1,3 @@
+//! The monitor of a pod: one thread that owns the pod's processes, logs and exit records.
+
+pub mod protocol;
