@@ -1,2 +1,32 @@
-//! What every test needs: private directories, the real binaries, a real root, host snapshots.
+//! What every test needs: a private node (the real daemon with directories, a socket and a cgroup of
+//! its own), a client that speaks CRI through an independent binding, a real root filesystem, waits
+//! that end on events, and snapshots of the host that show whether anything was left behind.
+//!
+//! Nothing here imitates the kernel or the daemon. Every name a node can leave on the host (directory,
+//! cgroup) contains the node's unique name, so a snapshot of one test never sees another's work.
 #![forbid(unsafe_code)]
+
+pub mod binaries;
+pub mod client;
+pub mod deadline;
+pub mod node;
+pub mod oci;
+pub mod pod;
+pub mod process;
+pub mod root;
+pub mod skip;
+pub mod snapshot;
+pub mod watch;
+
+pub use client::{Client, ExecOutput};
+pub use deadline::{Deadline, seconds};
+pub use node::{Node, NodeOptions};
+pub use pod::{ContainerBuilder, Pod, PodBuilder};
+pub use root::BusyboxRoot;
+pub use snapshot::HostSnapshot;
+
+/// The CRI messages, of a binding that shares no line with the daemon's own.
+pub use k8s_cri::v1;
+
+/// What a test returns: any error fails it, with its whole chain printed.
+pub type Outcome = anyhow::Result<()>;

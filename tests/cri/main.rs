@@ -1,0 +1,1 @@
+//! CRI calls against the real daemon.

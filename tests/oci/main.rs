@@ -1,0 +1,1 @@
+//! `wright` on the real kernel.

@@ -1,0 +1,317 @@
+//! A private node: the real `podwrightd` with its own directories, socket and cgroup.
+//!
+//! It is ready when the daemon says so by `sd_notify(3)`; it ends with SIGTERM, and a node that did not
+//! end cleanly fails its test. Whatever a broken daemon leaves (processes, mounts, cgroups) is cleared
+//! away afterwards, so that one failure does not spoil the tests that follow.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{PidfdFlags, Signal, pidfd_open};
+use tempfile::TempDir;
+
+use crate::{BusyboxRoot, Client, Deadline, binaries, process};
+
+/// What may be chosen about a node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// More TOML, appended to the configuration: whole tables only.
+    pub extra_config: String,
+    /// Lines for the table `[rootfs.aliases]`: a reference and the entry it names.
+    pub aliases: Vec<(String, String)>,
+    /// Environment of the daemon beyond the test's own.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A running daemon of one's own. Dropping it removes its pods, stops it and checks how it ended.
+#[derive(Debug)]
+pub struct Node {
+    directory: TempDir,
+    unique: String,
+    environment: Vec<(String, String)>,
+    daemon: RefCell<Option<Child>>,
+    notify: UnixDatagram,
+}
+
+impl Node {
+    /// Starts a node with one image, `busybox`, a bare directory.
+    pub fn start() -> Result<Self> {
+        Self::with(&NodeOptions::default())
+    }
+
+    /// Starts a node as the options say.
+    pub fn with(options: &NodeOptions) -> Result<Self> {
+        // Short, because a socket's path may have no more than 107 bytes.
+        let directory =
+            tempfile::Builder::new().prefix("pw").rand_bytes(6).tempdir().context("temporary directory")?;
+        let unique = unique_name(&directory);
+        for name in ["state", "run", "log", "roots", "cni", "config.toml.d"] {
+            fs::create_dir(directory.path().join(name))?;
+        }
+        fs::write(directory.path().join("config.toml"), configuration(directory.path(), &unique, options))?;
+        BusyboxRoot::bare(&directory.path().join("roots"), "busybox")?;
+        let notify = UnixDatagram::bind(directory.path().join("notify"))?;
+        let node = Self {
+            directory,
+            unique,
+            environment: options.environment.clone(),
+            daemon: RefCell::new(None),
+            notify,
+        };
+        node.launch()?;
+        Ok(node)
+    }
+
+    /// The directory that holds everything of this node.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The name that is in every cgroup of this node.
+    pub fn unique(&self) -> &str {
+        &self.unique
+    }
+
+    /// The CRI socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("run/podwright.sock")
+    }
+
+    /// Where the node's root filesystems are.
+    pub fn roots(&self) -> PathBuf {
+        self.path().join("roots")
+    }
+
+    /// The configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.path().join("config.toml")
+    }
+
+    /// The daemon's own log.
+    pub fn daemon_log(&self) -> PathBuf {
+        self.path().join("log/podwrightd.log")
+    }
+
+    /// The directory of a sandbox's records.
+    pub fn pod_state(&self, pod: &str) -> PathBuf {
+        self.path().join("state/pods").join(pod)
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Result<Client> {
+        Client::connect(&self.socket())
+    }
+
+    /// The daemon's process id.
+    pub fn daemon_pid(&self) -> Result<u32> {
+        Ok(self.daemon.borrow().as_ref().context("the daemon is not running")?.id())
+    }
+
+    /// The processes of this node but the daemon: monitors, pauses, containers.
+    pub fn pod_processes(&self) -> Result<Vec<process::Process>> {
+        let daemon = self.daemon.borrow().as_ref().map(Child::id);
+        let directory = self.path().to_string_lossy().into_owned();
+        let mut found = process::belonging_to(&self.unique)?;
+        found.extend(process::belonging_to(&directory)?);
+        found.sort();
+        found.dedup();
+        found.retain(|process| Some(process.pid) != daemon);
+        Ok(found)
+    }
+
+    /// The monitor of a pod: the process named for it whose descendants are in the pod.
+    pub fn monitor_of(&self, pod: &str) -> Result<u32> {
+        process::all()?
+            .into_iter()
+            .filter(|candidate| {
+                candidate.name.starts_with("podwright-monit") || candidate.command.contains("monitor")
+            })
+            .find(|candidate| candidate.command.contains(pod))
+            .map(|candidate| candidate.pid)
+            .with_context(|| format!("no monitor of pod {pod} among {:#?}", self.pod_processes()))
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        process::signal(self.daemon_pid()?, signal)
+    }
+
+    /// Kills the daemon on the spot and waits until it is gone. Pods live on.
+    pub fn kill9(&self) -> Result<()> {
+        let mut child = self.daemon.borrow_mut().take().context("the daemon is not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Asks the daemon to end and returns how it did. Pods live on.
+    pub fn terminate(&self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let mut child = self.daemon.borrow_mut().take().context("the daemon is not running")?;
+        let ended = process::wait_gone(child.id(), Deadline::in_seconds(20));
+        if ended.is_err() {
+            child.kill()?;
+        }
+        let status = child.wait()?;
+        ended.context("podwrightd did not end on SIGTERM")?;
+        Ok(status)
+    }
+
+    /// Starts the daemon (again) and waits until it serves.
+    pub fn launch(&self) -> Result<()> {
+        ensure!(self.daemon.borrow().is_none(), "the daemon is running already");
+        let log = File::options().create(true).append(true).open(self.daemon_log())?;
+        let mut child = Command::new(binaries::find("podwrightd")?)
+            .arg("--config")
+            .arg(self.config_file())
+            .env("NOTIFY_SOCKET", self.path().join("notify"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start podwrightd")?;
+        if let Err(error) = self.wait_ready(&mut child) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error.context(format!("podwrightd did not start; its log:\n{}", self.log_tail())));
+        }
+        *self.daemon.borrow_mut() = Some(child);
+        Ok(())
+    }
+
+    /// SIGTERM, then a new daemon over the same directories.
+    pub fn restart(&self) -> Result<()> {
+        let status = self.terminate()?;
+        ensure!(status.success(), "podwrightd ended with {status}");
+        self.launch()
+    }
+
+    /// Removes every sandbox by CRI.
+    pub fn remove_all_pods(&self) -> Result<()> {
+        let client = self.client()?;
+        for pod in client.pods()? {
+            client.stop_pod(&pod.id).with_context(|| format!("stop pod {}", pod.id))?;
+            client.remove_pod(&pod.id).with_context(|| format!("remove pod {}", pod.id))?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of the daemon's log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read(self.daemon_log()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Blocks until `READY=1` arrived or the daemon ended.
+    fn wait_ready(&self, child: &mut Child) -> Result<()> {
+        let deadline = Deadline::in_seconds(20);
+        let ended = pidfd_open(process::pid(child.id())?, PidfdFlags::empty())?;
+        loop {
+            let notify = self.notify.as_fd();
+            let mut set = [PollFd::new(&notify, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+            if poll(&mut set, Some(&deadline.timespec()))? == 0 {
+                bail!("no READY=1 before the deadline");
+            }
+            if set[0].revents().contains(PollFlags::IN) {
+                let mut message = [0; 1024];
+                let length = self.notify.recv(&mut message)?;
+                if message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                    return Ok(());
+                }
+            } else if set[1].revents().contains(PollFlags::IN) {
+                bail!("it ended with {}", child.wait()?);
+            }
+        }
+    }
+
+    /// Ends everything and reports what was not in order.
+    fn finish(&self) -> Result<()> {
+        if self.daemon.borrow().is_none() {
+            self.launch().context("start podwrightd once more, to clean up")?;
+        }
+        let removed = self.remove_all_pods();
+        let status = self.terminate()?;
+        removed?;
+        ensure!(status.success(), "podwrightd ended with {status}");
+        let left = self.pod_processes()?;
+        ensure!(left.is_empty(), "processes left behind: {left:#?}");
+        Ok(())
+    }
+
+    /// Kills, unmounts and removes whatever still bears this node's name.
+    fn sweep(&self) {
+        if let Some(mut child) = self.daemon.borrow_mut().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for _ in 0..3 {
+            for process in self.pod_processes().unwrap_or_default() {
+                let _ = process::signal(process.pid, Signal::KILL);
+                let _ = process::wait_gone(process.pid, Deadline::in_seconds(5));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let prefix = self.path().to_string_lossy().into_owned();
+        for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if target.starts_with(&prefix) {
+                let _ = unmount(target, UnmountFlags::DETACH);
+            }
+        }
+        for cgroup in crate::snapshot::cgroups(&self.unique).into_iter().rev() {
+            let _ = fs::remove_dir(cgroup);
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let finished = self.finish();
+        self.sweep();
+        let failing = std::thread::panicking();
+        if failing || finished.is_err() {
+            let text = format!("--- log of podwrightd ({}) ---\n{}\n---\n", self.unique, self.log_tail());
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        }
+        if let Err(error) = finished {
+            let text = format!("node {} did not end cleanly: {error:#}", self.unique);
+            assert!(failing, "{text}");
+        }
+    }
+}
+
+/// A name as unique as the directory's own.
+pub(crate) fn unique_name(directory: &TempDir) -> String {
+    let name = directory.path().file_name().unwrap_or_default().to_string_lossy();
+    format!("podwright-{}", name.to_ascii_lowercase())
+}
+
+fn configuration(directory: &Path, unique: &str, options: &NodeOptions) -> String {
+    use std::fmt::Write as _;
+
+    let path = |name: &str| format!("{:?}", directory.join(name).to_string_lossy());
+    let mut text = format!(
+        "[server]\nsocket = {}\n\n[paths]\nstate = {}\nrun = {}\n\n[network]\ncni_conf_dirs = [{}]\n\n\
+         [cgroup]\ndriver = \"cgroupfs\"\nruntime = \"/{unique}\"\n\n[rootfs]\nroots = [{}]\n\n[rootfs.aliases]\n",
+        path("run/podwright.sock"),
+        path("state"),
+        path("run"),
+        path("cni"),
+        path("roots"),
+    );
+    for (reference, entry) in &options.aliases {
+        let _ = writeln!(text, "{reference:?} = {entry:?}");
+    }
+    text.push('\n');
+    text.push_str(&options.extra_config);
+    text
+}

@@ -1,0 +1,1 @@
+//! What survives the death of the daemon, of a monitor, and of the machine.
