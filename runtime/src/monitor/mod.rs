@@ -1,3 +1,4 @@
 //! The monitor of a pod: one thread that owns the pod's processes, logs and exit records.
 
 pub mod protocol;
+pub mod wire;
