@@ -45,8 +45,13 @@ pub struct Plan {
     pub personality: Option<u32>,
     /// Intel RDT, as the spec gives it.
     pub intel_rdt: Option<oci_spec::runtime::LinuxIntelRdt>,
-    /// set_mempolicy(2), as the spec gives it (raw JSON: the spec type crate may lag).
-    pub memory_policy: Option<serde_json::Value>,
+    /// set_mempolicy(2), for init and all it starts.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Give init a session keyring of its own; false: it keeps the caller's.
+    pub new_keyring: bool,
+    /// What the spec asks for that is accepted but will not happen (an unknown capability, a deprecated field):
+    /// one sentence each, for the caller's log.
+    pub warnings: Vec<String>,
     /// `annotations` of the spec, for hooks' state.
     pub annotations: std::collections::BTreeMap<String, String>,
     /// `ociVersion` of the spec, for hooks' state.
@@ -262,7 +267,7 @@ pub struct Process {
     /// SELinux label to change to at exec.
     pub selinux_label: Option<String>,
     /// sched_setattr(2).
-    pub scheduler: Option<oci_spec::runtime::Scheduler>,
+    pub scheduler: Option<Scheduler>,
     /// ioprio_set(2): (class 1..=3, priority 0..=7).
     pub io_priority: Option<(u32, u32)>,
     /// `execCPUAffinity.initial`: CPU list to run on before joining the cgroup.
@@ -295,6 +300,34 @@ pub struct Rlimit {
     pub soft: u64,
     /// Hard limit; `u64::MAX` is unlimited.
     pub hard: u64,
+}
+
+/// `struct sched_attr` of sched_setattr(2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scheduler {
+    /// SCHED_* number.
+    pub policy: u32,
+    /// SCHED_FLAG_* bits.
+    pub flags: u64,
+    /// -20..=19, for SCHED_OTHER and SCHED_BATCH.
+    pub nice: i32,
+    /// 1..=99, for SCHED_FIFO and SCHED_RR; else 0.
+    pub priority: u32,
+    /// SCHED_DEADLINE, nanoseconds.
+    pub runtime: u64,
+    /// SCHED_DEADLINE, nanoseconds.
+    pub deadline: u64,
+    /// SCHED_DEADLINE, nanoseconds.
+    pub period: u64,
+}
+
+/// The arguments of set_mempolicy(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    /// MPOL_* number with its MPOL_F_* flags or'ed in.
+    pub mode: i32,
+    /// The nodes, ascending; empty: none are passed.
+    pub nodes: Vec<u32>,
 }
 
 /// Lifecycle hooks of the runtime-spec, in order of their points.
