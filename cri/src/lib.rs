@@ -2,4 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod error;
 pub mod v1;
