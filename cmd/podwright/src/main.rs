@@ -1,4 +1,139 @@
-//! Placeholder until its first module lands.
+//! `podwright`: run and look at pods from a terminal.
+//!
+//! Every verb speaks the public CRI to `podwrightd`, through k8s-cri, a binding that shares no code with the
+//! daemon. A verb is one file; this one holds the command line and turns an error into one line.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod client;
+mod doctor;
+mod exec;
+mod inspect;
+mod list;
+mod logs;
+mod names;
+mod output;
+mod remove;
+mod rootfs;
+mod run;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// Runs pods from root filesystem directories, through the podwright daemon.
+#[derive(Parser)]
+#[command(name = "podwright", version, max_term_width = 100)]
+struct Arguments {
+    /// The daemon's socket.
+    #[arg(long, global = true, env = "PODWRIGHT_SOCKET", default_value = "/run/podwright/podwright.sock")]
+    socket: PathBuf,
+
+    /// Print JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a command in a new pod and follow its output.
+    Run(Box<run::RunArguments>),
+    /// List containers.
+    Ps(list::PsArguments),
+    /// List pods.
+    Pods(list::PodsArguments),
+    /// Print a container's log.
+    Logs(logs::LogsArguments),
+    /// Run one more command in a running container.
+    Exec(exec::ExecArguments),
+    /// Stop pods or containers.
+    Stop(remove::StopArguments),
+    /// Remove pods or containers.
+    Rm(remove::RmArguments),
+    /// Print everything the daemon knows of a pod, container or rootfs.
+    Inspect(inspect::InspectArguments),
+    /// List, show and name root filesystem directories.
+    #[command(subcommand)]
+    Rootfs(rootfs::RootfsVerb),
+    /// Say what this host lacks to run pods, and how to mend it.
+    Doctor,
+    /// Print the versions of this program and of the daemon.
+    Version,
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a verb ended: the exit code of this program.
+type Outcome = anyhow::Result<ExitCode>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match Box::pin(dispatch(arguments)).await {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&format!("podwright: {}", client::one_line(&error)));
+            // As docker and podman: 125 tells that this program failed, not the command it was to run.
+            ExitCode::from(125)
+        }
+    }
+}
+
+/// Runs one verb.
+async fn dispatch(arguments: Arguments) -> Outcome {
+    let Arguments { socket, json, verb } = arguments;
+    match verb {
+        Verb::Doctor => doctor::doctor(&socket, json).await,
+        Verb::Version => version(&socket, json).await,
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "podwright", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        verb => {
+            let client = client::Client::connect(&socket).await?;
+            match verb {
+                Verb::Run(arguments) => Box::pin(run::run(client, *arguments)).await,
+                Verb::Ps(arguments) => list::ps(client, arguments, json).await,
+                Verb::Pods(arguments) => list::pods(client, arguments, json).await,
+                Verb::Logs(arguments) => logs::logs(client, arguments).await,
+                Verb::Exec(arguments) => exec::exec(client, arguments).await,
+                Verb::Stop(arguments) => remove::stop(client, arguments).await,
+                Verb::Rm(arguments) => remove::rm(client, arguments).await,
+                Verb::Inspect(arguments) => inspect::inspect(client, arguments).await,
+                Verb::Rootfs(verb) => rootfs::rootfs(client, verb, json).await,
+                Verb::Doctor | Verb::Version | Verb::Completion { .. } => Ok(ExitCode::SUCCESS),
+            }
+        }
+    }
+}
+
+/// Prints this program's version and, where it answers, the daemon's.
+async fn version(socket: &std::path::Path, json: bool) -> Outcome {
+    let daemon = match client::Client::connect(socket).await {
+        Ok(mut client) => client.version().await.ok(),
+        Err(_) => None,
+    };
+    if json {
+        let daemon = daemon.map(|v| {
+            serde_json::json!({"name": v.runtime_name, "version": v.runtime_version, "api": v.runtime_api_version})
+        });
+        return output::json(&serde_json::json!({"client": env!("CARGO_PKG_VERSION"), "daemon": daemon}));
+    }
+    output::line(&format!("podwright   {}", env!("CARGO_PKG_VERSION")));
+    match daemon {
+        Some(v) => output::line(&format!(
+            "{}  {} (CRI {})",
+            v.runtime_name, v.runtime_version, v.runtime_api_version
+        )),
+        None => output::line(&format!("daemon      no answer at {}", socket.display())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
