@@ -4,4 +4,6 @@
 
 pub mod check;
 pub mod error;
+pub mod seccomp_default;
+pub mod translate;
 pub mod v1;
