@@ -1,8 +1,10 @@
 //! The container engine: everything between a `config.json` and a running process.
 #![deny(unsafe_code)]
 
+pub mod cgroup;
 pub mod failure;
 pub mod monitor;
 pub mod plan;
+mod sys;
 
 pub use failure::{Failure, Step};

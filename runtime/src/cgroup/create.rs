@@ -1,0 +1,296 @@
+//! Making a cgroup in every hierarchy, and taking part of it back when the rest fails.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode as FileMode;
+use rustix::io::Errno;
+
+use crate::{Failure, Step};
+
+use super::files::{Dir, failure};
+use super::{Cgroup, CgroupPath, Controller, Hierarchies, Hierarchy, refused};
+
+/// How [`Cgroup::create`] goes about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// What is done about a cgroup that is already there.
+    pub existing: Existing,
+    /// Hierarchies that may not be written to are left out, when the path was not given as an absolute one.
+    pub rootless: bool,
+}
+
+/// About a cgroup that is already there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// Used if no process is in it and it is not frozen; refused otherwise (runc's rule for a new container).
+    #[default]
+    Empty,
+    /// Used as it is.
+    Any,
+}
+
+impl Cgroup {
+    /// Makes the cgroup in every hierarchy, with v2 controllers enabled down to it and v1 cpusets filled. Nothing is left behind on failure.
+    pub fn create(
+        hierarchies: &Hierarchies,
+        path: &CgroupPath,
+        options: &CreateOptions,
+    ) -> Result<Self, Failure> {
+        let mut undo = Made::default();
+        let made = make_all(hierarchies, path, options, &mut undo);
+        if made.is_err() {
+            undo.take_back();
+        }
+        made
+    }
+
+    /// Moves a process into every hierarchy.
+    pub fn join(&self, pid: u32) -> Result<(), Failure> {
+        self.join_v1(pid)?;
+        self.v2.as_ref().map_or(Ok(()), |dir| enter(dir, pid))
+    }
+
+    /// Moves a process into the v1 hierarchies: what is left to do after `CLONE_INTO_CGROUP`.
+    pub fn join_v1(&self, pid: u32) -> Result<(), Failure> {
+        self.v1.iter().try_for_each(|dir| enter(dir, pid))
+    }
+
+    /// As [`join`](Self::join) for a process beside `init`. A container that manages cgroups of its own (v2, with controllers enabled
+    /// below its own cgroup) keeps no process in the cgroup it was given; then `pid` goes where `init` is.
+    pub fn join_beside(&self, pid: u32, init: u32) -> Result<(), Failure> {
+        match self.join(pid) {
+            Err(failed) if matches!(failed.errno(), Some(Errno::BUSY | Errno::OPNOTSUPP)) => {
+                match self.v2.as_ref().and_then(|dir| holder(dir, init)) {
+                    Some(dir) => enter(&dir, pid),
+                    None => Err(failed),
+                }
+            }
+            joined => joined,
+        }
+    }
+}
+
+/// Puts the calling process into the runtime's own cgroup, making it if need be: in the v1 hierarchies of
+/// `controllers`, in named ones (which systemd kills a service by), and in v2. Every monitor does so as its first act.
+pub fn join_self_runtime(
+    hierarchies: &Hierarchies,
+    path: &CgroupPath,
+    controllers: &[Controller],
+) -> Result<(), Failure> {
+    let wanted = |hierarchy: &&Hierarchy| {
+        hierarchy.controllers.is_empty()
+            || hierarchy.controllers.iter().any(|controller| controllers.contains(controller))
+    };
+    let mut undo = Made::default();
+    for hierarchy in hierarchies.v1.iter().filter(wanted) {
+        enter(&make_v1(hierarchy, path, &mut undo)?, 0)?;
+    }
+    if let Some(hierarchy) = &hierarchies.v2 {
+        enter(&make_v2(hierarchy, path, &mut undo)?, 0)?;
+    }
+    Ok(())
+}
+
+fn make_all(
+    hierarchies: &Hierarchies,
+    path: &CgroupPath,
+    options: &CreateOptions,
+    undo: &mut Made,
+) -> Result<Cgroup, Failure> {
+    let lenient = options.rootless && !matches!(path, CgroupPath::Absolute(_));
+    let tolerated = |failure: &Failure| {
+        lenient && matches!(failure.errno(), Some(Errno::ACCESS | Errno::PERM | Errno::ROFS))
+    };
+    let mut v1 = Vec::with_capacity(hierarchies.v1.len());
+    for hierarchy in &hierarchies.v1 {
+        match make_v1(hierarchy, path, undo) {
+            Ok(dir) => v1.push(dir),
+            Err(failure) if tolerated(&failure) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let v2 = match hierarchies.v2.as_ref().map(|hierarchy| make_v2(hierarchy, path, undo)) {
+        None => None,
+        Some(Ok(dir)) => Some(dir),
+        Some(Err(failure)) if tolerated(&failure) => None,
+        Some(Err(failure)) => return Err(failure),
+    };
+    let cgroup = Cgroup { v1, v2, made_ancestors: undo.ancestors.clone(), rootless: options.rootless };
+    if undo.found_existing && options.existing == Existing::Empty {
+        refuse_used(&cgroup)?;
+    }
+    Ok(cgroup)
+}
+
+/// runc's two checks, in its words: tools match on them.
+fn refuse_used(cgroup: &Cgroup) -> Result<(), Failure> {
+    let pids = cgroup.pids(true)?;
+    if !pids.is_empty() {
+        let message = format!("container's cgroup is not empty: {} process(es) found", pids.len());
+        return Err(Failure::because(Step::Cgroup, message));
+    }
+    if cgroup.is_frozen()? {
+        return Err(Failure::because(Step::Cgroup, "container's cgroup unexpectedly frozen"));
+    }
+    Ok(())
+}
+
+fn make_v1(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<Dir, Failure> {
+    let target = path.directory(hierarchy, false).map_err(|error| refused(&error))?;
+    let first_new = undo.directories.len();
+    undo.make(&target, &hierarchy.mount)?;
+    let dir = Dir::open(target, hierarchy.controllers.clone(), hierarchy.label.clone())?;
+    if hierarchy.controllers.contains(&Controller::Cpuset) {
+        for new in &undo.directories[first_new..] {
+            fill_cpuset(new, &hierarchy.mount)?;
+        }
+    }
+    Ok(dir)
+}
+
+fn make_v2(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<Dir, Failure> {
+    let target = path.directory(hierarchy, true).map_err(|error| refused(&error))?;
+    undo.make(&target, &hierarchy.mount)?;
+    let dir = Dir::open(target, hierarchy.controllers.clone(), String::new())?;
+    if !hierarchy.controllers.is_empty() {
+        enable_controllers(hierarchy, &dir)?;
+    }
+    // Below a cgroup that is threaded, or has processes and controllers, a new one is of no use until it is threaded too.
+    if dir.read("cgroup.type").is_ok_and(|kind| kind.trim_end() == "domain invalid") {
+        dir.set("cgroup.type", "threaded")?;
+    }
+    Ok(dir)
+}
+
+/// Enables every controller of the root in each parent of `dir`. Most often they are already: one read tells.
+fn enable_controllers(hierarchy: &Hierarchy, dir: &Dir) -> Result<(), Failure> {
+    let here = dir.text("cgroup.controllers")?;
+    let have: Vec<_> = here.split_whitespace().filter_map(Controller::from_name).collect();
+    if hierarchy.controllers.iter().all(|controller| have.contains(controller)) {
+        return Ok(());
+    }
+    let Ok(below) = dir.path.strip_prefix(&hierarchy.mount) else { return Ok(()) };
+    let mut parent = hierarchy.mount.clone();
+    for part in below {
+        let at = Dir::open(parent.clone(), Vec::new(), String::new())?;
+        let names = at.text("cgroup.controllers")?;
+        let all: Vec<String> = names.split_whitespace().map(|name| format!("+{name}")).collect();
+        // One refusal (a controller that v1 holds, real-time tasks) refuses the whole line: then each by itself. What
+        // stays disabled shows when a limit of it is to be written, and only then is it an error.
+        if at.write("cgroup.subtree_control", &all.join(" ")).is_err() {
+            for one in &all {
+                let _ = at.write("cgroup.subtree_control", one);
+            }
+        }
+        parent.push(part);
+    }
+    Ok(())
+}
+
+/// A v1 cpuset is born without CPUs and memory nodes, and nothing can join it so: it gets its parent's, and so do parents that have none.
+fn fill_cpuset(new: &Path, mount: &Path) -> Result<(), Failure> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        inherit(new, mount, file)?;
+    }
+    Ok(())
+}
+
+/// The file's value at `at`, after taking it over from the parent if it was empty.
+fn inherit(at: &Path, mount: &Path, file: &str) -> Result<String, Failure> {
+    let path = at.join(file);
+    let value = std::fs::read_to_string(&path).map_err(|error| failure(&path, &error))?;
+    let value = value.trim_end();
+    if !value.is_empty() || at == mount {
+        return Ok(value.to_owned());
+    }
+    let Some(parent) = at.parent() else { return Ok(String::new()) };
+    let value = inherit(parent, mount, file)?;
+    match std::fs::write(&path, &value) {
+        // An exclusive sibling owns some of them: the spec's own set, applied next, may fit all the same.
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+        written => written.map_err(|error| failure(&path, &error))?,
+    }
+    Ok(value)
+}
+
+/// One write of a pid. A process that is gone already is not in our way: its exit is seen elsewhere.
+fn enter(dir: &Dir, pid: u32) -> Result<(), Failure> {
+    dir.set("cgroup.procs", &pid.to_string())
+}
+
+/// The cgroup at or below `dir` that `pid` is in.
+fn holder(dir: &Dir, pid: u32) -> Option<Dir> {
+    for name in dir.children().ok()? {
+        let Ok(child) = dir.below(&name) else { continue };
+        let procs = child.read("cgroup.procs").unwrap_or_default();
+        if procs.lines().any(|line| line.parse() == Ok(pid)) {
+            return Some(child);
+        }
+        if let Some(found) = holder(&child, pid) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// Directories that were made, in order, so that they can be taken back.
+#[derive(Default)]
+struct Made {
+    directories: Vec<PathBuf>,
+    /// Those of them that are parents of the cgroup proper.
+    ancestors: Vec<PathBuf>,
+    /// Some hierarchy had the cgroup already.
+    found_existing: bool,
+}
+
+impl Made {
+    /// mkdir -p, in the optimistic order: the parent is nearly always there.
+    fn make(&mut self, target: &Path, mount: &Path) -> Result<(), Failure> {
+        match self.mkdir(target) {
+            Err(Errno::NOENT) => {}
+            Err(Errno::EXIST) => {
+                self.found_existing = true;
+                return Ok(());
+            }
+            made => return made.map_err(|errno| Failure::at(Step::Cgroup, errno, target)),
+        }
+        let mut missing = Vec::new();
+        for parent in target.ancestors().skip(1).take_while(|parent| *parent != mount) {
+            match self.mkdir(parent) {
+                Ok(()) => {
+                    self.ancestors.push(parent.to_owned());
+                    break;
+                }
+                Err(Errno::EXIST) => break,
+                Err(Errno::NOENT) => missing.push(parent),
+                Err(errno) => return Err(Failure::at(Step::Cgroup, errno, parent)),
+            }
+        }
+        for parent in missing.into_iter().rev() {
+            match self.mkdir(parent) {
+                Ok(()) => self.ancestors.push(parent.to_owned()),
+                // Another pod of the same parent was as quick.
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Failure::at(Step::Cgroup, errno, parent)),
+            }
+        }
+        match self.mkdir(target) {
+            Err(Errno::EXIST) => self.found_existing = true,
+            made => made.map_err(|errno| Failure::at(Step::Cgroup, errno, target))?,
+        }
+        Ok(())
+    }
+
+    fn mkdir(&mut self, path: &Path) -> Result<(), Errno> {
+        rustix::fs::mkdir(path, FileMode::from_raw_mode(0o755))?;
+        self.directories.push(path.to_owned());
+        Ok(())
+    }
+
+    /// Best effort: the failure that led here is the one to report.
+    fn take_back(&self) {
+        for path in self.directories.iter().rev() {
+            let _ = rustix::fs::rmdir(path);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! System calls that no crate wraps, one per function: the only place in the workspace where `unsafe` is allowed.
+#![allow(unsafe_code)]
+
+pub(crate) mod bpf;
