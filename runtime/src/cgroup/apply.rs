@@ -10,7 +10,7 @@ use super::{Cgroup, Controller, LimitError, Limits, devices, ebpf, refused, writ
 
 impl Cgroup {
     /// The limits of a new container, and its devices: the spec's rules followed by every container's defaults.
-    pub fn apply(&self, limits: &Limits) -> Result<(), Failure> {
+    pub fn apply(&mut self, limits: &Limits) -> Result<(), Failure> {
         self.write_limits(limits)?;
         self.set_devices(&devices::with_defaults(limits.devices.as_deref()))
     }
@@ -123,9 +123,7 @@ impl Cgroup {
         };
         // An unprivileged user can neither load the program nor make device nodes that it would guard.
         match done {
-            Err(failure)
-                if self.rootless && matches!(failure.errno(), Some(Errno::PERM | Errno::ACCESS)) =>
-            {
+            Err(failure) if self.rootless && matches!(failure.errno(), Some(Errno::PERM | Errno::ACCESS)) => {
                 Ok(())
             }
             done => done,

@@ -11,12 +11,15 @@ use super::files::{Dir, failure};
 use super::{Cgroup, CgroupPath, Controller, Hierarchies, Hierarchy, refused};
 
 /// How [`Cgroup::create`] goes about it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CreateOptions {
     /// What is done about a cgroup that is already there.
     pub existing: Existing,
     /// Hierarchies that may not be written to are left out, when the path was not given as an absolute one.
     pub rootless: bool,
+    /// systemd only: `(name, value in GVariant's text form)` of further unit properties, from annotations
+    /// `org.systemd.property.NAME`.
+    pub unit_properties: Vec<(String, String)>,
 }
 
 /// About a cgroup that is already there.
@@ -45,7 +48,7 @@ impl Cgroup {
     }
 
     /// Moves a process into every hierarchy.
-    pub fn join(&self, pid: u32) -> Result<(), Failure> {
+    pub fn join(&mut self, pid: u32) -> Result<(), Failure> {
         self.join_v1(pid)?;
         self.v2.as_ref().map_or(Ok(()), |dir| enter(dir, pid))
     }
@@ -57,7 +60,7 @@ impl Cgroup {
 
     /// As [`join`](Self::join) for a process beside `init`. A container that manages cgroups of its own (v2, with controllers enabled
     /// below its own cgroup) keeps no process in the cgroup it was given; then `pid` goes where `init` is.
-    pub fn join_beside(&self, pid: u32, init: u32) -> Result<(), Failure> {
+    pub fn join_beside(&mut self, pid: u32, init: u32) -> Result<(), Failure> {
         match self.join(pid) {
             Err(failed) if matches!(failed.errno(), Some(Errno::BUSY | Errno::OPNOTSUPP)) => {
                 match self.v2.as_ref().and_then(|dir| holder(dir, init)) {

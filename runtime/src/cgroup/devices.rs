@@ -7,9 +7,9 @@
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use super::Controller;
 use super::limits::LimitError;
 use super::writes::Write;
-use super::Controller;
 
 /// Which devices a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,10 +95,8 @@ impl Rule {
         if letters.is_empty() {
             return Err(LimitError::DeviceAccess(index));
         }
-        let access = Access::parse(letters).ok_or_else(|| LimitError::Text {
-            field: "devices.access",
-            value: letters.to_owned(),
-        })?;
+        let access = Access::parse(letters)
+            .ok_or_else(|| LimitError::Text { field: "devices.access", value: letters.to_owned() })?;
         let number = |number: Option<i64>| match number {
             // -1 is how configurations made for runc write "every number".
             None | Some(-1) => Ok(None),
@@ -193,8 +191,7 @@ fn exceptions(rules: &[Rule]) -> Result<Exceptions, LimitError> {
                 known.access.0 &= !both;
             }
             now.list.retain(|known| known.access.0 != 0);
-        } else if let Some(known) =
-            now.list.iter_mut().find(|known| known.covers(rule) && rule.covers(known))
+        } else if let Some(known) = now.list.iter_mut().find(|known| known.covers(rule) && rule.covers(known))
         {
             known.access.0 |= rule.access.0;
         } else {
@@ -238,10 +235,7 @@ mod tests {
             {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "mw"},
             {"allow": true, "type": "b", "major": 8, "access": "r"},
         ]));
-        assert_eq!(
-            lines.unwrap(),
-            ["devices.deny a", "devices.allow c 1:3 rwm", "devices.allow b 8:* r"]
-        );
+        assert_eq!(lines.unwrap(), ["devices.deny a", "devices.allow c 1:3 rwm", "devices.allow b 8:* r"]);
     }
 
     #[test]
@@ -283,9 +277,12 @@ mod tests {
     #[test]
     fn numbers_are_checked() {
         let list = |json| Rule::list(&serde_json::from_value::<Vec<LinuxDeviceCgroup>>(json).unwrap());
-        let any = list(serde_json::json!([{"allow": true, "type": "c", "major": -1, "minor": -1, "access": "r"}]));
+        let any =
+            list(serde_json::json!([{"allow": true, "type": "c", "major": -1, "minor": -1, "access": "r"}]));
         assert_eq!(any.unwrap()[0].major, None);
-        let huge = list(serde_json::json!([{"allow": true, "type": "c", "major": 4_294_967_296_i64, "access": "r"}]));
+        let huge = list(
+            serde_json::json!([{"allow": true, "type": "c", "major": 4_294_967_296_i64, "access": "r"}]),
+        );
         assert!(matches!(huge, Err(LimitError::Range { .. })));
         let odd = list(serde_json::json!([{"allow": true, "type": "c", "major": 1, "access": "rx"}]));
         assert!(matches!(odd, Err(LimitError::Text { .. })));

@@ -130,7 +130,8 @@ fn answer(out: &mut Vec<Instruction>, allow: bool) {
 pub(crate) fn attach(dir: &Dir, rules: &[Rule]) -> Result<(), Failure> {
     let failed = |errno, what: &str| dir.failed(errno, "").with_message(what.to_owned());
     let program = program(rules);
-    let loaded = bpf::load_device_program(&program).map_err(|errno| failed(errno, "loading the device program"))?;
+    let loaded =
+        bpf::load_device_program(&program).map_err(|errno| failed(errno, "loading the device program"))?;
     // Where programs cannot be listed or opened (no CAP_SYS_ADMIN), the new one is added: all have to agree, so it can only deny more.
     let old = bpf::attached_device_programs(dir.as_fd()).unwrap_or_default();
     let replaced = match old.as_slice() {
@@ -213,12 +214,8 @@ mod tests {
         let number = || prop_oneof![Just(None), (0_u32..3).prop_map(Some)];
         let kind = prop_oneof![1 => Just(Kind::All), 5 => Just(Kind::Block), 5 => Just(Kind::Char)];
         let access = prop_oneof!["[rwm]", "r[wm]", Just("rwm".to_owned())];
-        (any::<bool>(), kind, number(), number(), access).prop_map(|(allow, kind, major, minor, access)| Rule {
-            allow,
-            kind,
-            major,
-            minor,
-            access: Access::parse(&access).unwrap(),
+        (any::<bool>(), kind, number(), number(), access).prop_map(|(allow, kind, major, minor, access)| {
+            Rule { allow, kind, major, minor, access: Access::parse(&access).unwrap() }
         })
     }
 

@@ -62,13 +62,7 @@ impl Dir {
         let path = self.path.join(name);
         let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())
             .map_err(|errno| Failure::at(Step::Cgroup, errno, &path))?;
-        Ok(Self {
-            path,
-            fd,
-            controllers: self.controllers.clone(),
-            label: self.label.clone(),
-            owned: true,
-        })
+        Ok(Self { path, fd, controllers: self.controllers.clone(), label: self.label.clone(), owned: true })
     }
 
     pub(crate) fn has(&self, controller: Controller) -> bool {
@@ -140,7 +134,8 @@ impl AsFd for Dir {
     }
 }
 
-const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Opens a directory for reaching what is in it.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {

@@ -293,8 +293,7 @@ mod tests {
 
     #[test]
     fn a_unified_host_seen_from_inside_a_container() {
-        let mountinfo =
-            "9 1 0:9 /docker/abc /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw,nsdelegate,memory_recursiveprot\n";
+        let mountinfo = "9 1 0:9 /docker/abc /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw,nsdelegate,memory_recursiveprot\n";
         let found = Hierarchies::parse(mountinfo, "0::/docker/abc/inner\n");
         assert_eq!(found.mode(), Mode::Unified);
         assert_eq!(found.v2.unwrap().own.as_deref(), Some(Path::new("/sys/fs/cgroup/inner")));

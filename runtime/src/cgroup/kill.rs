@@ -92,8 +92,7 @@ impl Cgroup {
 /// between the read and the open, while frozen nothing is.
 fn kill(pid: u32) -> Result<(), Failure> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let sent = pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|pidfd| pidfd_send_signal(pidfd, Signal::KILL));
+    let sent = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| pidfd_send_signal(pidfd, Signal::KILL));
     match sent {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(errno) => Err(Failure::os(Step::Signal, errno)),

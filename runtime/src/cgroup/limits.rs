@@ -39,7 +39,9 @@ pub enum LimitError {
     #[error("linux.resources.devices[{0}]: invalid cgroup device type {1:?}")]
     DeviceType(usize, String),
     /// A rule that takes away a part of what an earlier one gave, which cgroup v1 cannot express.
-    #[error("device rule {0:?} takes away a part of what an earlier rule allows; cgroup v1 cannot express that")]
+    #[error(
+        "device rule {0:?} takes away a part of what an earlier rule allows; cgroup v1 cannot express that"
+    )]
     DeviceHole(String),
     /// v2 needs the memory limit to tell how much of memory+swap is swap.
     #[error("unable to set swap limit without memory limit")]
@@ -88,7 +90,7 @@ pub struct CpuLimits {
     pub period_us: u64,
     /// Microseconds that may be saved up and used beyond the quota.
     pub burst_us: Option<u64>,
-    /// 1 makes the whole group SCHED_IDLE.
+    /// 1 makes the whole group `SCHED_IDLE`.
     pub idle: Option<i64>,
     /// v1: microseconds of real-time per period.
     pub realtime_runtime_us: i64,
@@ -322,8 +324,8 @@ fn is_page_size(size: &str) -> bool {
         && matches!(unit, "KB" | "MB" | "GB")
 }
 
-fn range(field: &'static str, value: impl ToString, expected: &'static str) -> LimitError {
-    LimitError::Range { field, value: value.to_string(), expected }
+fn range(field: &'static str, value: impl Into<i128>, expected: &'static str) -> LimitError {
+    LimitError::Range { field, value: value.into().to_string(), expected }
 }
 
 fn text(field: &'static str, value: &str) -> LimitError {

@@ -56,7 +56,9 @@ pub use limits::{
 pub use oom::OomWatch;
 pub use path::{CgroupPath, Driver, PathError};
 pub use remove::remove_ancestors;
-pub use stats::{CpuStats, HugetlbStats, IoEntry, IoOperation, MemoryStats, PidsStats, Pressure, PressureLine, Stats};
+pub use stats::{
+    CpuStats, HugetlbStats, IoEntry, IoOperation, MemoryStats, PidsStats, Pressure, PressureLine, Stats,
+};
 pub use writes::{Write, weight_of_shares, writes_v1, writes_v2};
 
 /// A cgroup in every hierarchy, its directories held open. `Send` and `Sync`; dropping it removes nothing.
@@ -194,9 +196,7 @@ impl Cgroup {
         let v1 = self
             .v1
             .iter()
-            .map(|dir| {
-                if !in_v2 && dir.has(Controller::Freezer) { dir.child(name) } else { dir.share() }
-            })
+            .map(|dir| if !in_v2 && dir.has(Controller::Freezer) { dir.child(name) } else { dir.share() })
             .collect::<Result<_, _>>()?;
         let v2 = self.v2.as_ref().map(|dir| dir.child(name)).transpose()?;
         Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless })

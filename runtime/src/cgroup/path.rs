@@ -49,7 +49,9 @@ pub enum PathError {
     #[error("cgroupsPath {0:?} names no cgroup")]
     Empty(String),
     /// Not `slice:prefix:name`.
-    #[error("expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {0:?} instead")]
+    #[error(
+        "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {0:?} instead"
+    )]
     NotSystemd(String),
     /// A slice whose name cannot be turned into a path.
     #[error("invalid slice name {0:?}")]
@@ -89,7 +91,7 @@ impl CgroupPath {
         if !slice.is_empty() {
             expand_slice(slice)?;
         }
-        let unit = if name.ends_with(".slice") {
+        let unit = if name.strip_suffix(".slice").is_some() {
             name.to_owned()
         } else if prefix.is_empty() {
             format!("{name}.scope")
@@ -105,11 +107,8 @@ impl CgroupPath {
             Self::Absolute(path) => hierarchy.mount.join(path),
             Self::Relative(path) => {
                 let own = hierarchy.own.as_deref().unwrap_or(&hierarchy.mount);
-                let start = if v2 && own != hierarchy.mount {
-                    own.parent().unwrap_or(&hierarchy.mount)
-                } else {
-                    own
-                };
+                let start =
+                    if v2 && own != hierarchy.mount { own.parent().unwrap_or(&hierarchy.mount) } else { own };
                 start.join(path)
             }
             Self::Systemd { slice, unit } => {
@@ -193,10 +192,7 @@ mod tests {
         assert_eq!(parse("machine.slice:libpod:abc"), Ok(unit("machine.slice", "libpod-abc.scope")));
         assert_eq!(parse("a-b.slice::abc"), Ok(unit("a-b.slice", "abc.scope")));
         assert_eq!(parse("a.slice:x:a-pod.slice"), Ok(unit("a.slice", "a-pod.slice")));
-        assert_eq!(
-            CgroupPath::parse(None, "id", Driver::Systemd),
-            Ok(unit("", "wright-id.scope"))
-        );
+        assert_eq!(CgroupPath::parse(None, "id", Driver::Systemd), Ok(unit("", "wright-id.scope")));
         assert!(matches!(parse("/a/b"), Err(PathError::NotSystemd(_))));
         assert!(matches!(parse("a:b:c:d"), Err(PathError::NotSystemd(_))));
         assert!(matches!(parse("a:b:"), Err(PathError::NotSystemd(_))));

@@ -367,9 +367,8 @@ fn io_v1(bytes: &str, operations: &str) -> Vec<IoEntry> {
         .map(|(major, minor, operation, bytes)| IoEntry { major, minor, operation, bytes, operations: 0 })
         .collect();
     for (major, minor, operation, count) in operations.lines().filter_map(parse) {
-        let same = |entry: &&mut IoEntry| {
-            (entry.major, entry.minor, entry.operation) == (major, minor, operation)
-        };
+        let same =
+            |entry: &&mut IoEntry| (entry.major, entry.minor, entry.operation) == (major, minor, operation);
         if let Some(entry) = entries.iter_mut().find(same) {
             entry.operations = count;
         }

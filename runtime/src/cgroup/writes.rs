@@ -4,9 +4,10 @@
 //! (`github.com/opencontainers/cgroups`, utils.go; the v2 table in crun(1)).
 
 use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
 
-use super::limits::{CpuLimits, LimitError, Limits, MemoryLimits, Throttle, ThrottleKind};
 use super::Controller;
+use super::limits::{CpuLimits, LimitError, Limits, MemoryLimits, Throttle, ThrottleKind};
 
 /// One value for one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +28,7 @@ impl Write {
     pub(crate) fn new(
         controller: Controller,
         file: impl Into<Cow<'static, str>>,
-        value: impl ToString,
+        value: impl Display,
     ) -> Self {
         Self { controller, file: file.into(), value: value.to_string(), optional: false, or_next: false }
     }
@@ -125,11 +126,8 @@ fn max(value: i64) -> String {
 
 /// Kernel's v1 clamps silently; a request that cannot be met is refused instead.
 fn cpu_v1(cpu: &CpuLimits, out: &mut Vec<Write>) -> Result<(), LimitError> {
-    let shares_out_of_range = |expected| LimitError::Range {
-        field: "cpu.shares",
-        value: cpu.shares.to_string(),
-        expected,
-    };
+    let shares_out_of_range =
+        |expected| LimitError::Range { field: "cpu.shares", value: cpu.shares.to_string(), expected };
     match cpu.shares {
         0 => {}
         1 => return Err(shares_out_of_range("the minimum allowed cpu-shares is 2")),
@@ -227,7 +225,7 @@ fn memory_v2(memory: &MemoryLimits, out: &mut Vec<Write>) -> Result<(), LimitErr
     Ok(())
 }
 
-/// 0 becomes 1, as in runc: systemd's TasksMax cannot say 0, and neither lets the container fork.
+/// 0 becomes 1, as in runc: systemd's `TasksMax` cannot say 0, and neither lets the container fork.
 fn pids(limits: &Limits, out: &mut Vec<Write>) {
     if let Some(limit) = limits.pids {
         let value = if limit < 0 { "max".to_owned() } else { limit.max(1).to_string() };
@@ -303,7 +301,7 @@ fn rdma(limits: &Limits, out: &mut Vec<Write>) {
         let mut line = device.clone();
         for (key, value) in [("hca_handle", handles), ("hca_object", objects)] {
             if let Some(value) = value {
-                line.push_str(&format!(" {key}={value}"));
+                let _ = write!(line, " {key}={value}");
             }
         }
         out.push(Write::new(Controller::Rdma, "rdma.max", line));
@@ -333,7 +331,9 @@ mod tests {
 
     #[test]
     fn shares_meet_both_ends_and_the_default() {
-        for (shares, weight) in [(0, 1), (2, 1), (3, 2), (102, 17), (1024, 100), (262_144, 10_000), (1 << 40, 10_000)] {
+        for (shares, weight) in
+            [(0, 1), (2, 1), (3, 2), (102, 17), (1024, 100), (262_144, 10_000), (1 << 40, 10_000)]
+        {
             assert_eq!(weight_of_shares(shares), weight, "{shares}");
         }
         for (weight, expected) in [(10, 1), (500, 4950), (1000, 10_000)] {
@@ -361,7 +361,14 @@ mod tests {
         );
         assert_eq!(
             v2(all),
-            ["cpu.idle 0", "cpu.weight 59", "cpu.max.burst 1000", "cpu.max 50000 100000", "cpuset.cpus 0-1", "cpuset.mems 0"]
+            [
+                "cpu.idle 0",
+                "cpu.weight 59",
+                "cpu.max.burst 1000",
+                "cpu.max 50000 100000",
+                "cpuset.cpus 0-1",
+                "cpuset.mems 0"
+            ]
         );
         assert_eq!(v2(json!({"cpu": {"quota": -1}})), ["cpu.max max 100000"]);
         assert_eq!(v2(json!({"cpu": {"period": 50000}})), ["cpu.max max 50000"]);
@@ -373,11 +380,17 @@ mod tests {
     #[test]
     fn memory_on_v1() {
         let cases = [
-            (json!({"limit": 100, "swap": 200}), vec!["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes 200"]),
+            (
+                json!({"limit": 100, "swap": 200}),
+                vec!["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes 200"],
+            ),
             (json!({"limit": 100}), vec!["memory.limit_in_bytes 100"]),
             (json!({"limit": -1}), vec!["memory.limit_in_bytes -1", "memory.memsw.limit_in_bytes -1"]),
             (json!({"reservation": 50, "kernel": 7, "kernelTCP": 8}), vec!["memory.soft_limit_in_bytes 50"]),
-            (json!({"swappiness": 0, "disableOOMKiller": true}), vec!["memory.oom_control 1", "memory.swappiness 0"]),
+            (
+                json!({"swappiness": 0, "disableOOMKiller": true}),
+                vec!["memory.oom_control 1", "memory.swappiness 0"],
+            ),
         ];
         for (memory, expected) in cases {
             assert_eq!(v1(json!({ "memory": memory })), expected);

@@ -36,7 +36,8 @@ struct Load {
     prog_name: [u8; 16],
 }
 
-/// For `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
+/// For `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`; the names are the kernel's.
+#[allow(clippy::struct_field_names)]
 #[repr(C)]
 #[derive(Default)]
 struct Attach {
@@ -47,7 +48,8 @@ struct Attach {
     replace_bpf_fd: u32,
 }
 
-/// For `BPF_PROG_QUERY`.
+/// For `BPF_PROG_QUERY`; the names are the kernel's.
+#[allow(clippy::struct_field_names)]
 #[repr(C)]
 #[derive(Default)]
 struct Query {
