@@ -145,7 +145,7 @@ pub(crate) fn read_regular(
     Ok(Some(bytes))
 }
 
-/// st_size, which is never negative for what has one.
+/// `st_size`, which is never negative for what has one.
 pub(crate) fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }

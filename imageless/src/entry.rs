@@ -109,6 +109,9 @@ pub enum EntryError {
         #[source]
         source: ConfigError,
     },
+    /// Its path cannot be written down in a record or a message.
+    #[error("its path is not UTF-8")]
+    NotUtf8,
     /// The directory could not be looked at.
     #[error("it cannot be read")]
     Os(#[from] Errno),
@@ -168,6 +171,9 @@ pub(crate) fn open(
     path: &Path,
     named_by_config: bool,
 ) -> Result<Entry, EntryError> {
+    if path.to_str().is_none() {
+        return Err(EntryError::NotUtf8);
+    }
     let (form, tree_path, name, bytes, config) = read_forms(dir, named_by_config)?;
     let (tree_path, tree) = if tree_path.is_empty() {
         (PathBuf::new(), rustix::io::fcntl_dupfd_cloexec(dir, 3)?)

@@ -1,8 +1,8 @@
 //! The defaults an image brings for its containers, from a sidecar (OCI image-spec, config.md) or from a bundle's
 //! `config.json` (OCI runtime-spec, config.md).
 //!
-//! Only what a person who writes such a file means as a default is read: Entrypoint, Cmd, Env, WorkingDir, User,
-//! StopSignal, ExposedPorts, Volumes; and Labels, which are shown and never acted on, but for the one that names the
+//! Only what a person who writes such a file means as a default is read: Entrypoint, Cmd, Env, `WorkingDir`, User,
+//! `StopSignal`, `ExposedPorts`, Volumes; and Labels, which are shown and never acted on, but for the one that names the
 //! image. Of a bundle, only `process.args`, `env`, `cwd`, `user` and `annotations`: its mounts, capabilities, hooks and
 //! devices would be the author's wishes about the host. Everything else in the file is ignored; a field of the wrong
 //! type, a NUL byte or a user that is no user refuses the file.

@@ -28,7 +28,7 @@ const REPOSITORY_MAX_BYTES: usize = 255;
 const DOMAIN_MAX_BYTES: usize = 255 + 6;
 /// Longest tag.
 const TAG_MAX_BYTES: usize = 128;
-/// Longest component of a directory path, as the kernel has it (NAME_MAX).
+/// Longest component of a directory path, as the kernel has it (`NAME_MAX`).
 const COMPONENT_MAX_BYTES: usize = 255;
 
 const DEFAULT_DOMAIN: &str = "docker.io";

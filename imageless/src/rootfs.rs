@@ -51,7 +51,7 @@ impl Default for OverlayOptions {
 /// A container's root, mounted and attached nowhere. Dropping it, and every copy of the descriptor, unmounts it.
 #[derive(Debug)]
 pub struct RootMount {
-    /// The detached mount; for move_mount(2) with an empty path, or as a directory to resolve in.
+    /// The detached mount; for `move_mount(2)` with an empty path, or as a directory to resolve in.
     pub mount: OwnedFd,
     /// The writable layer.
     pub upper: PathBuf,

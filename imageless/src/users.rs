@@ -18,7 +18,7 @@ pub const DATABASE_MAX_BYTES: u64 = 1 << 20;
 const LINE_MAX_BYTES: usize = 64 << 10;
 /// Longest user or group name.
 const NAME_MAX_BYTES: usize = 256;
-/// Most supplementary groups of a process (NGROUPS_MAX).
+/// Most supplementary groups of a process (`NGROUPS_MAX`).
 const GROUPS_MAX: usize = 65_536;
 
 /// A user or a group, by number or by name.
