@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod failure;
 pub mod monitor;
 pub mod plan;
+pub mod seccomp;
 mod sys;
 
 pub use failure::{Failure, Step};
