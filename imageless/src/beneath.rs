@@ -223,10 +223,10 @@ pub(crate) trait Bases {
     fn is_closed(&self, dir: BorrowedFd<'_>) -> bool;
 }
 
-/// Walks from base `start` along `path`, link by link, and tells the real place. Unlike openat2 alone it follows an
+/// Walks from the base `first` along `path`, link by link, and tells the real place. Unlike openat2 alone it follows an
 /// absolute link that leads back into a base, and knows the real path, which is what identifies an entry.
-pub(crate) fn walk(bases: &impl Bases, start: usize, path: &Path) -> Result<Place, WalkError> {
-    let mut base = start;
+pub(crate) fn walk(bases: &impl Bases, first: usize, path: &Path) -> Result<Place, WalkError> {
+    let mut base = first;
     let mut base_dir = bases.open(base).map_err(|errno| missing_or(errno, path))?;
     let mut real: Vec<(OsString, OwnedFd)> = Vec::new();
     let mut pending = reversed(path);

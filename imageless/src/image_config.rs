@@ -87,8 +87,8 @@ struct ImageFileConfig {
     working_dir: Option<String>,
     user: Option<String>,
     stop_signal: Option<String>,
-    exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
+    volumes: Option<BTreeMap<String, serde_json::Value>>,
     labels: Option<BTreeMap<String, String>>,
 }
 
@@ -162,7 +162,8 @@ impl ImageConfig {
 
     fn from_image(file: ImageFile) -> Self {
         let config = file.config.unwrap_or_default();
-        let keys = |map: Option<BTreeMap<String, _>>| map.unwrap_or_default().into_keys().collect();
+        let keys =
+            |map: Option<BTreeMap<String, serde_json::Value>>| map.unwrap_or_default().into_keys().collect();
         let set = |text: Option<String>| text.filter(|text| !text.is_empty());
         Self {
             entrypoint: config.entrypoint.unwrap_or_default(),

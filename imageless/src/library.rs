@@ -15,24 +15,24 @@
 //! directory is never touched.
 //!
 //! # Cost
-//! A look-up by reference or id is a few dozen system calls and no scan. A scan happens when the library is opened, and
-//! when a list is wanted or an id is unknown *and* a directory has changed since the last one. All methods block on file
-//! systems: call them from threads that may.
+//! A look-up by reference or id is a few dozen system calls and no scan. A list, a status or an unknown id asks whether a
+//! directory has changed, which is one stat(2) for each that was looked at, and scans again if so. All methods block on
+//! file systems: call them from threads that may.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::beneath::WalkError;
 use crate::entry::{Entry, EntryError, Form};
+use crate::error::{OpenError, ResolveError};
 use crate::image_config::ImageConfig;
 use crate::index::{Index, Indexed, Sources};
-use crate::places::{Blocked, Found, InvalidRoot, Roots};
+use crate::places::{Blocked, Found, Roots};
 use crate::records::{Records, Registration, Size};
-use crate::reference::{Reference, ReferenceError};
-use crate::seal::{self, Seal, SealError, Verification};
+use crate::reference::Reference;
+use crate::seal::{self, Seal, Verification};
 use crate::size::{self, Job, Measurer, UNMEASURED_BYTES};
 
 /// Shortest part of an id that is understood as one.
@@ -47,139 +47,6 @@ pub struct Config {
     pub aliases: BTreeMap<String, String>,
     /// Directory of the records: `<state>/images`. Made if absent.
     pub state: PathBuf,
-}
-
-/// Why a library could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A root that cannot be one.
-    #[error(transparent)]
-    Root(#[from] InvalidRoot),
-    /// An alias whose name is no reference.
-    #[error("the alias {alias:?} is not an image reference")]
-    AliasName {
-        /// As configured.
-        alias: String,
-        /// The rule it breaks.
-        #[source]
-        source: ReferenceError,
-    },
-    /// An alias whose target is not a path below a root.
-    #[error(
-        "the alias {alias:?} must lead to a relative path below a root, without \"..\"; it is {target:?}"
-    )]
-    AliasTarget {
-        /// As configured.
-        alias: String,
-        /// As configured.
-        target: String,
-    },
-    /// Two spellings of one reference with different targets.
-    #[error("{reference} has two aliases")]
-    AliasTwice {
-        /// The normal form of both.
-        reference: String,
-    },
-    /// The records cannot be read.
-    #[error("cannot open the image records in {path}")]
-    State {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Why an image could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// Not a reference at all.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
-    /// No such entry.
-    #[error("no root filesystem for {reference:?}; searched {}", list_of(.places))]
-    NotFound {
-        /// As given.
-        reference: String,
-        /// Every directory that would have been it.
-        places: Vec<PathBuf>,
-    },
-    /// Its image was removed; it comes back when it is pulled.
-    #[error("the image {reference:?} was removed; its directory {place} is used again after a pull")]
-    Removed {
-        /// As given.
-        reference: String,
-        /// Where it is.
-        place: PathBuf,
-    },
-    /// A short id that fits several.
-    #[error("the image id {prefix:?} is ambiguous: {count} images begin so")]
-    Ambiguous {
-        /// As given.
-        prefix: String,
-        /// How many.
-        count: usize,
-    },
-    /// The way to it leads where it must not.
-    #[error("cannot use {place} for {reference:?}")]
-    Refused {
-        /// As given.
-        reference: String,
-        /// The place in question.
-        place: PathBuf,
-        /// What is wrong with the way.
-        #[source]
-        source: WalkError,
-    },
-    /// It is there and cannot be used.
-    #[error("cannot use {place} for {reference:?}")]
-    Unusable {
-        /// As given.
-        reference: String,
-        /// The entry.
-        place: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: EntryError,
-    },
-    /// The registration could not be recorded.
-    #[error("cannot record the registration of {reference:?}")]
-    State {
-        /// As given.
-        reference: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It could not be sealed or verified.
-    #[error("cannot seal or verify {reference:?}")]
-    Seal {
-        /// As given.
-        reference: String,
-        /// Why.
-        #[source]
-        source: SealError,
-    },
-}
-
-impl ResolveError {
-    /// Whether the image simply is not there: gRPC's `NOT_FOUND`, and a nil image in `ImageStatus`.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::Removed { .. })
-    }
-
-    /// Whether the caller asked for something that cannot be a name or an id: gRPC's `INVALID_ARGUMENT`.
-    pub fn is_invalid(&self) -> bool {
-        matches!(self, Self::Reference(_) | Self::Ambiguous { .. })
-    }
-}
-
-fn list_of(places: &[PathBuf]) -> String {
-    match places {
-        [] => "nothing: no roots are configured".to_owned(),
-        places => places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", "),
-    }
 }
 
 /// One image, as lists and statuses show it.
@@ -315,8 +182,9 @@ impl Library {
     /// The image of an entry that was resolved.
     pub fn image_of(&self, entry: &Entry) -> Image {
         let key = entry.key();
-        let fits = |index: &Index| index.entries.get(&key).filter(|indexed| indexed.id == entry.id).cloned();
-        let known = fits(&self.current()).or_else(|| fits(&self.refreshed()));
+        // A link may have been switched since: names are told as they are now.
+        let index = self.refreshed();
+        let known = index.entries.get(&key).filter(|indexed| indexed.id == entry.id).cloned();
         // Beyond the scan's limits, and in stores: known by its path alone.
         let indexed = known.unwrap_or_else(|| Indexed {
             id: entry.id.clone(),
@@ -480,6 +348,7 @@ impl Library {
                 root: indexed.root,
                 path: indexed.path.clone(),
                 key: key.to_owned(),
+                id: indexed.id.clone(),
                 named_by_config: indexed.named_by_config,
             });
         }

@@ -27,6 +27,8 @@ const OBJECTS_MAX: u64 = 1_000_000;
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Entries waiting to be measured; the next list asks again for those that found no room.
 const QUEUE_MAX: usize = 1024;
+/// Ids remembered as measured or waiting.
+const SEEN_MAX: usize = 100_000;
 /// Hard-linked inodes remembered in one tree.
 const LINKED_MAX: usize = 1_000_000;
 /// statfs(2) types where a walk costs other machines: NFS, SMB, SMB2, FUSE (CVMFS, sshfs), Ceph, 9P, AFS, Lustre, GPFS.
@@ -48,13 +50,14 @@ pub(crate) struct Job {
     pub(crate) root: usize,
     pub(crate) path: PathBuf,
     pub(crate) key: String,
+    pub(crate) id: String,
     pub(crate) named_by_config: bool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Job>,
-    /// Keys waiting or done in this run: a tree that cannot be measured is not tried at every list.
+    /// Ids waiting or done in this run: a tree that cannot be measured is not tried at every list.
     seen: BTreeSet<String>,
     /// Whether a thread takes from the queue.
     running: bool,
@@ -83,7 +86,10 @@ impl Measurer {
     /// Has the entry measured some time, once per run.
     pub(crate) fn request(&self, job: Job) {
         let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.waiting.len() >= QUEUE_MAX || !queue.seen.insert(job.key.clone()) {
+        if queue.seen.len() >= SEEN_MAX {
+            queue.seen.clear();
+        }
+        if queue.waiting.len() >= QUEUE_MAX || !queue.seen.insert(job.id.clone()) {
             return;
         }
         queue.waiting.push_back(job);
@@ -96,7 +102,7 @@ impl Measurer {
         match spawned {
             Ok(_) => queue.running = true,
             Err(error) => {
-                tracing::warn!(%error, "no thread to measure images with; their sizes stay unknown")
+                tracing::warn!(%error, "no thread to measure images with; their sizes stay unknown");
             }
         }
     }
