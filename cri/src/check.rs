@@ -5,7 +5,7 @@
 //! directory they are joined to, nothing carries a control character into a file or a log line, and every
 //! length has a bound.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -15,15 +15,15 @@ use crate::error::Error;
 pub const NAME_BYTES: usize = 253;
 /// Longest id, in bytes. Ours have 64 hexadecimal digits.
 pub const ID_BYTES: usize = 128;
-/// Longest path, in bytes: PATH_MAX less its NUL.
+/// Longest path, in bytes: `PATH_MAX` less its NUL.
 pub const PATH_BYTES: usize = 4095;
-/// Longest path component, in bytes: NAME_MAX.
+/// Longest path component, in bytes: `NAME_MAX`.
 pub const COMPONENT_BYTES: usize = 255;
-/// Longest single argument or environment entry, in bytes: execve(2)'s MAX_ARG_STRLEN less its NUL.
+/// Longest single argument or environment entry, in bytes: execve(2)'s `MAX_ARG_STRLEN` less its NUL.
 pub const ARGUMENT_BYTES: usize = 128 * 1024 - 1;
 /// All keys and values of a pod's or container's labels or annotations together, in bytes.
 pub const MAP_BYTES: usize = 1024 * 1024;
-/// Longest host name, in bytes: the kernel's __NEW_UTS_LEN.
+/// Longest host name, in bytes: the kernel's __`NEW_UTS_LEN`.
 pub const HOSTNAME_BYTES: usize = 64;
 /// Most elements in a repeated field of a configuration.
 pub const LIST_ITEMS: usize = 4096;
@@ -168,34 +168,41 @@ pub fn hostname(field: &str, value: &str) -> Result<String, Error> {
 }
 
 /// Labels: keys and values are one line each, and together they stay below [`MAP_BYTES`].
-pub fn labels(field: &str, map: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
-    for (key, value) in &map {
-        text(&format!("{field}[{}]", shown(key)), value, MAP_BYTES)?;
-    }
-    bounded_map(field, map)
+pub fn labels(
+    field: &str,
+    map: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, Error> {
+    bounded_map(field, map, |field, value| text(field, value, MAP_BYTES).map(drop))
 }
 
 /// Annotations: as labels, but a value may have any number of lines.
-pub fn annotations(field: &str, map: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
-    for (key, value) in &map {
-        no_nul(&format!("{field}[{}]", shown(key)), value)?;
-    }
-    bounded_map(field, map)
+pub fn annotations(
+    field: &str,
+    map: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, Error> {
+    bounded_map(field, map, no_nul)
 }
 
 /// What labels and annotations have in common.
-fn bounded_map(field: &str, map: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+fn bounded_map(
+    field: &str,
+    map: impl IntoIterator<Item = (String, String)>,
+    check_value: impl Fn(&str, &str) -> Result<(), Error>,
+) -> Result<BTreeMap<String, String>, Error> {
+    let map: BTreeMap<String, String> = map.into_iter().collect();
     let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > MAP_BYTES {
         return Err(Error::invalid(field, format!("hold {bytes} bytes; {MAP_BYTES} are allowed")));
     }
-    for key in map.keys() {
+    for (key, value) in &map {
         if key.is_empty() {
             return Err(Error::invalid(field, "must not have an empty key"));
         }
-        text(&format!("{field}[{}]", shown(key)), key, NAME_BYTES + 1 + NAME_BYTES)?;
+        let field = format!("{field}[{}]", shown(key));
+        text(&field, key, NAME_BYTES + 1 + NAME_BYTES)?;
+        check_value(&field, value)?;
     }
-    Ok(map.into_iter().collect())
+    Ok(map)
 }
 
 /// A list of bounded length.

@@ -1,5 +1,7 @@
 //! One table per rule: what it accepts, and what it refuses with a part of the reason.
 
+use std::collections::HashMap;
+
 use super::*;
 
 /// Runs a rule over what it must accept and what it must refuse; each refusal has to name the field.

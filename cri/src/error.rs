@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 /// Why a call cannot be answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No such pod, container or exec session: NOT_FOUND.
+    /// No such pod, container or exec session: `NOT_FOUND`.
     #[error("{what} {id} does not exist on this node")]
     NotFound {
         /// `pod sandbox`, `container`, …
@@ -23,7 +23,7 @@ pub enum Error {
         /// As the client wrote it.
         id: String,
     },
-    /// No rootfs directory answers to the reference: NOT_FOUND.
+    /// No rootfs directory answers to the reference: `NOT_FOUND`.
     #[error(
         "image {reference} is not on this node: no entry for it below {}; add a root filesystem directory there \
          or an alias to the configuration",
@@ -35,7 +35,7 @@ pub enum Error {
         /// The configured roots, in the order they were searched.
         searched: Vec<PathBuf>,
     },
-    /// The name is taken: ALREADY_EXISTS.
+    /// The name is taken: `ALREADY_EXISTS`.
     #[error("{what} {name} exists already with id {id}; remove it first")]
     AlreadyExists {
         /// `pod sandbox` or `container`.
@@ -45,7 +45,7 @@ pub enum Error {
         /// Who has it.
         id: String,
     },
-    /// The request can never be served as it is: INVALID_ARGUMENT.
+    /// The request can never be served as it is: `INVALID_ARGUMENT`.
     #[error("{field}: {reason}")]
     InvalidArgument {
         /// Path of the field in the request, such as `config.linux.resources.cpu_quota`.
@@ -53,7 +53,7 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         reason: String,
     },
-    /// The request is fine, the state of its subject is not: FAILED_PRECONDITION.
+    /// The request is fine, the state of its subject is not: `FAILED_PRECONDITION`.
     #[error("{what} {id}: {reason}")]
     FailedPrecondition {
         /// `pod sandbox`, `container`, `image`, …
@@ -63,7 +63,7 @@ pub enum Error {
         /// What is wrong with it and what would mend it.
         reason: String,
     },
-    /// Not done within the time the caller gave: DEADLINE_EXCEEDED.
+    /// Not done within the time the caller gave: `DEADLINE_EXCEEDED`.
     #[error("{what} did not finish within {limit:?}")]
     DeadlineExceeded {
         /// What was waited for, with its id.
@@ -71,7 +71,7 @@ pub enum Error {
         /// How long.
         limit: Duration,
     },
-    /// A bound was reached: RESOURCE_EXHAUSTED.
+    /// A bound was reached: `RESOURCE_EXHAUSTED`.
     #[error("{what}: {reason}")]
     ResourceExhausted {
         /// What was to be done, with its id.
@@ -181,7 +181,9 @@ fn failure_code(failure: &Failure) -> Code {
     }
     match (failure.step, failure.errno()) {
         (_, Some(Errno::TIMEDOUT)) => Code::DeadlineExceeded,
-        (Step::Config, _) => Code::InvalidArgument,
+        (Step::Config, _) | (Step::Cgroup | Step::Sysctl, Some(Errno::INVAL | Errno::RANGE)) => {
+            Code::InvalidArgument
+        }
         // fork's own limits: pids.max of the runtime's cgroup, RLIMIT_NPROC, pid_max.
         (Step::Clone, Some(Errno::AGAIN)) => Code::ResourceExhausted,
         (Step::Handshake, Some(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED)) => Code::Unavailable,
@@ -191,7 +193,6 @@ fn failure_code(failure: &Failure) -> Code {
             Step::Mount | Step::Device | Step::Rootfs | Step::MaskPath | Step::Network | Step::Hook,
             Some(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::NODEV | Errno::NXIO),
         ) => Code::FailedPrecondition,
-        (Step::Cgroup | Step::Sysctl, Some(Errno::INVAL | Errno::RANGE)) => Code::InvalidArgument,
         _ => Code::Internal,
     }
 }

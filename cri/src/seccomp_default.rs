@@ -8,8 +8,8 @@
 //!
 //! | call | allowed | why |
 //! |---|---|---|
-//! | `clone` | without the flags that make namespaces, unless CAP_SYS_ADMIN | a new user namespace opens much of the kernel |
-//! | `clone3` | only with CAP_SYS_ADMIN, else ENOSYS | its flags are behind a pointer; on ENOSYS libc falls back to `clone` |
+//! | `clone` | without the flags that make namespaces, unless `CAP_SYS_ADMIN` | a new user namespace opens much of the kernel |
+//! | `clone3` | only with `CAP_SYS_ADMIN`, else ENOSYS | its flags are behind a pointer; on ENOSYS libc falls back to `clone` |
 //! | `socket` | every family but `AF_ALG` and `AF_VSOCK` | the kernel's crypto parsers; the way to a hypervisor |
 //! | `personality` | Linux, `PER_LINUX32`, `UNAME26`, both, and the query | the others weaken address randomisation |
 //!

@@ -185,14 +185,11 @@ fn names(field: &str, raw: &[String]) -> Result<(bool, Names), Error> {
             all = true;
             continue;
         }
-        match ALL.iter().find(|known| **known == bare) {
-            Some(known) => {
-                names.insert(known);
-            }
-            None => {
-                let reason = format!("{} is not a capability", check::shown(raw_name));
-                return Err(Error::invalid(format!("{field}[{i}]"), reason));
-            }
+        if let Some(known) = ALL.iter().find(|known| **known == bare) {
+            names.insert(known);
+        } else {
+            let reason = format!("{} is not a capability", check::shown(raw_name));
+            return Err(Error::invalid(format!("{field}[{i}]"), reason));
         }
     }
     Ok((all, names))

@@ -133,6 +133,7 @@ pub enum CgroupVersion {
 }
 
 /// What this host has. Read once when the daemon starts.
+#[allow(clippy::struct_excessive_bools, reason = "four independent facts")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostFacts {
     /// Which cgroup interface.

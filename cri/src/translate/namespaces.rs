@@ -85,7 +85,7 @@ pub struct IdRange {
 
 impl IdRange {
     /// The range as the runtime-spec writes it.
-    pub fn to_oci(self) -> LinuxIdMapping {
+    pub(super) fn to_oci(self) -> LinuxIdMapping {
         let mapping = LinuxIdMappingBuilder::default()
             .container_id(self.container)
             .host_id(self.host)
@@ -167,9 +167,8 @@ pub(super) fn parse_container(
         }
         _ if target => Err(Error::invalid(field, "has to be TARGET where target_id is given")),
         NamespaceMode::Container => Ok(ContainerPid::Container),
-        NamespaceMode::Pod if pod.pid == PodPid::Node => Ok(ContainerPid::Node),
+        NamespaceMode::Pod | NamespaceMode::Node if pod.pid == PodPid::Node => Ok(ContainerPid::Node),
         NamespaceMode::Pod => Ok(ContainerPid::Pod),
-        NamespaceMode::Node if pod.pid == PodPid::Node => Ok(ContainerPid::Node),
         NamespaceMode::Node => Err(Error::invalid(field, "is NODE, but the pod is not in the host's")),
     }
 }
@@ -239,7 +238,7 @@ pub(super) fn to_oci(inputs: &ContainerInputs<'_>) -> Result<Vec<LinuxNamespace>
     let mut namespaces = vec![made(LinuxNamespaceType::Mount)];
     match &inputs.container.pid {
         ContainerPid::Pod => {
-            namespaces.push(joined(inputs, LinuxNamespaceType::Pid, paths.pid_ns.as_deref())?)
+            namespaces.push(joined(inputs, LinuxNamespaceType::Pid, paths.pid_ns.as_deref())?);
         }
         ContainerPid::Target(_) => {
             namespaces.push(joined(inputs, LinuxNamespaceType::Pid, paths.target_pid_ns.as_deref())?);

@@ -126,17 +126,12 @@ pub struct Dns {
 impl Dns {
     /// The file itself.
     pub fn resolv_conf(&self) -> String {
-        let mut lines = String::new();
-        if !self.searches.is_empty() {
-            lines.push_str(&format!("search {}\n", self.searches.join(" ")));
-        }
-        for server in &self.servers {
-            lines.push_str(&format!("nameserver {server}\n"));
-        }
-        if !self.options.is_empty() {
-            lines.push_str(&format!("options {}\n", self.options.join(" ")));
-        }
-        lines
+        let servers = self.servers.iter().map(|server| format!("nameserver {server}\n"));
+        let list = |word: &str, list: &[String]| match list {
+            [] => String::new(),
+            list => format!("{word} {}\n", list.join(" ")),
+        };
+        list("search", &self.searches) + &servers.collect::<String>() + &list("options", &self.options)
     }
 }
 
@@ -205,7 +200,12 @@ impl Pod {
                 "" => None,
                 path => Some(check::absolute_path("config.log_directory", path)?),
             },
-            dns: config.dns_config.map(parse_dns).transpose()?,
+            // An empty configuration is none, as with containerd: no pod wants an empty file.
+            dns: config
+                .dns_config
+                .filter(|dns| *dns != v1::DnsConfig::default())
+                .map(parse_dns)
+                .transpose()?,
             port_mappings: parse_ports(config.port_mappings)?,
             cgroup_parent: parse_cgroup_parent(&linux.cgroup_parent, defaults.cgroup_driver)?,
             sysctls: sysctls::parse("config.linux.sysctls", linux.sysctls, &namespaces, defaults)?,

@@ -76,23 +76,21 @@ pub(super) fn parse_seccomp(
     profile: Option<v1::SecurityProfile>,
     path: &str,
 ) -> Result<Seccomp, Error> {
-    let (field, kind, reference) = match profile {
-        Some(profile) => {
-            let field = format!("{field}.seccomp");
-            (field.clone(), profile_type(&field, &profile)?, profile.localhost_ref)
-        }
-        None => {
-            let field = format!("{field}.seccomp_profile_path");
-            match path {
-                "" | "unconfined" => return Ok(Seccomp::Unconfined),
-                "runtime/default" | "docker/default" => return Ok(Seccomp::RuntimeDefault),
-                _ => match path.strip_prefix("localhost/") {
-                    Some(path) => (field, ProfileType::Localhost, path.to_owned()),
-                    None => {
-                        let reason = format!("{} is not a profile", check::shown(path));
-                        return Err(Error::invalid(field, reason));
-                    }
-                },
+    let (field, kind, reference) = if let Some(profile) = profile {
+        let field = format!("{field}.seccomp");
+        (field.clone(), profile_type(&field, &profile)?, profile.localhost_ref)
+    } else {
+        let field = format!("{field}.seccomp_profile_path");
+        match path {
+            "" | "unconfined" => return Ok(Seccomp::Unconfined),
+            "runtime/default" | "docker/default" => return Ok(Seccomp::RuntimeDefault),
+            _ => {
+                if let Some(path) = path.strip_prefix("localhost/") {
+                    (field, ProfileType::Localhost, path.to_owned())
+                } else {
+                    let reason = format!("{} is not a profile", check::shown(path));
+                    return Err(Error::invalid(field, reason));
+                }
             }
         }
     };
