@@ -6,7 +6,7 @@ use crate::Failure;
 
 use super::files::Dir;
 use super::writes::Write;
-use super::{Cgroup, Controller, LimitError, Limits, devices, ebpf, refused, writes_v1, writes_v2};
+use super::{Cgroup, Controller, LimitError, Limits, create, devices, ebpf, refused, writes_v1, writes_v2};
 
 impl Cgroup {
     /// The limits of a new container, and its devices: the spec's rules followed by every container's defaults.
@@ -59,7 +59,13 @@ impl Cgroup {
                 continue;
             }
             let Some(dir) = self.target(write)? else { continue };
-            match dir.write(&write.file, &write.value) {
+            let mut written = dir.write(&write.file, &write.value);
+            // On a hybrid host nobody has asked for this v2 controller before.
+            if written == Err(Errno::NOENT) && !write.optional && self.is_v2_only(write.controller) {
+                create::enable(dir, write.controller)?;
+                written = dir.write(&write.file, &write.value);
+            }
+            match written {
                 Ok(()) => skip_next = write.or_next,
                 Err(Errno::INVAL) => {
                     put_off.push((dir, write));

@@ -47,7 +47,23 @@ impl Cgroup {
         made
     }
 
-    /// Moves a process into every hierarchy.
+    /// Moves the calling process, which must have one thread, into the v1 hierarchies: the first thing that a child does after clone3
+    /// put it into the v2 one ([`dirfd_v2`](Self::dirfd_v2)). Allocates nothing.
+    ///
+    /// A process that is moved by another waits for an RCU grace period of the kernel's, milliseconds on an idle machine
+    /// (`cgroup_threadgroup_rwsem`). A single thread that moves itself, by a 0 written to v1's `tasks`, is spared that (Linux 5.15).
+    pub fn join_self_v1(&self) -> Result<(), Failure> {
+        self.v1.iter().try_for_each(|dir| dir.set("tasks", "0"))
+    }
+
+    /// Moves the calling process, which must have one thread, into every hierarchy. Where clone3 can do its part, prefer
+    /// [`join_self_v1`](Self::join_self_v1): moving within v2 waits, whoever moves.
+    pub fn join_self(&self) -> Result<(), Failure> {
+        self.join_self_v1()?;
+        self.v2.as_ref().map_or(Ok(()), |dir| enter(dir, 0))
+    }
+
+    /// Moves a process into every hierarchy. It may take milliseconds; see [`join_self_v1`](Self::join_self_v1).
     pub fn join(&mut self, pid: u32) -> Result<(), Failure> {
         self.join_v1(pid)?;
         self.v2.as_ref().map_or(Ok(()), |dir| enter(dir, pid))
@@ -73,8 +89,9 @@ impl Cgroup {
     }
 }
 
-/// Puts the calling process into the runtime's own cgroup, making it if need be: in the v1 hierarchies of
-/// `controllers`, in named ones (which systemd kills a service by), and in v2. Every monitor does so as its first act.
+/// Puts the calling process, which must have one thread, into the runtime's own cgroup, making it if need be: in the v1 hierarchies of
+/// `controllers` and in named ones (which systemd kills a service by); in v2 only where there is no v1, for moving waits there
+/// (see [`Cgroup::join_self_v1`]). Every monitor does so as its first act.
 pub fn join_self_runtime(
     hierarchies: &Hierarchies,
     path: &CgroupPath,
@@ -86,10 +103,10 @@ pub fn join_self_runtime(
     };
     let mut undo = Made::default();
     for hierarchy in hierarchies.v1.iter().filter(wanted) {
-        enter(&make_v1(hierarchy, path, &mut undo)?, 0)?;
+        make_v1(hierarchy, path, &mut undo)?.set("tasks", "0")?;
     }
-    if let Some(hierarchy) = &hierarchies.v2 {
-        enter(&make_v2(hierarchy, path, &mut undo)?, 0)?;
+    if let Some(hierarchy) = hierarchies.v2.as_ref().filter(|_| hierarchies.v1.is_empty()) {
+        enter(&make_v2(hierarchy, path, true, &mut undo)?, 0)?;
     }
     Ok(())
 }
@@ -112,7 +129,9 @@ fn make_all(
             Err(failure) => return Err(failure),
         }
     }
-    let v2 = match hierarchies.v2.as_ref().map(|hierarchy| make_v2(hierarchy, path, undo)) {
+    // Beside v1, what v2 has is enabled only when a limit asks for it (`apply`): most hosts are left as they were.
+    let unified = hierarchies.v1.is_empty();
+    let v2 = match hierarchies.v2.as_ref().map(|hierarchy| make_v2(hierarchy, path, unified, undo)) {
         None => None,
         Some(Ok(dir)) => Some(dir),
         Some(Err(failure)) if tolerated(&failure) => None,
@@ -151,11 +170,16 @@ fn make_v1(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<
     Ok(dir)
 }
 
-fn make_v2(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<Dir, Failure> {
+fn make_v2(
+    hierarchy: &Hierarchy,
+    path: &CgroupPath,
+    with_controllers: bool,
+    undo: &mut Made,
+) -> Result<Dir, Failure> {
     let target = path.directory(hierarchy, true).map_err(|error| refused(&error))?;
     undo.make(&target, &hierarchy.mount)?;
     let dir = Dir::open(target, hierarchy.controllers.clone(), String::new())?;
-    if !hierarchy.controllers.is_empty() {
+    if with_controllers {
         enable_controllers(hierarchy, &dir)?;
     }
     // Below a cgroup that is threaded, or has processes and controllers, a new one is of no use until it is threaded too.
@@ -163,6 +187,19 @@ fn make_v2(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<
         dir.set("cgroup.type", "threaded")?;
     }
     Ok(dir)
+}
+
+/// Enables one controller in every parent of a v2 directory, as far as the hierarchy goes up.
+pub(super) fn enable(dir: &Dir, controller: Controller) -> Result<(), Failure> {
+    let file = "cgroup.subtree_control";
+    let mut parents: Vec<&Path> =
+        dir.path.ancestors().skip(1).take_while(|parent| parent.join(file).exists()).collect();
+    parents.reverse();
+    for parent in parents {
+        let at = Dir::open(parent.to_owned(), Vec::new(), String::new())?;
+        at.set(file, &format!("+{}", controller.name_v2()))?;
+    }
+    Ok(())
 }
 
 /// Enables every controller of the root in each parent of `dir`. Most often they are already: one read tells.

@@ -74,6 +74,11 @@ impl Controller {
         })
     }
 
+    /// Its name in v2's files.
+    pub fn name_v2(self) -> &'static str {
+        if self == Self::Io { "io" } else { self.name() }
+    }
+
     /// Its name in v1 mounts and in messages.
     pub fn name(self) -> &'static str {
         match self {

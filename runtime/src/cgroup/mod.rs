@@ -9,7 +9,7 @@
 //! Cgroup::create           mkdir in every hierarchy; undone as a whole when any of it fails
 //! Cgroup::apply            limits and devices, while nothing runs in it yet
 //! clone3                   straight into Cgroup::dirfd_v2, where there is one
-//! Cgroup::join             the hierarchies that clone3 cannot reach
+//! Cgroup::join_self_v1     in the child: the hierarchies that clone3 cannot reach
 //! Cgroup::update, freeze, thaw, kill_all, stats, oom_watch …
 //! Cgroup::remove           and remove_ancestors for the parents that create had to make
 //! ```

@@ -56,6 +56,8 @@ impl Cgroup {
             return watch_v1(dir).map(Some);
         }
         match self.v2.as_ref().filter(|dir| dir.has(Controller::Memory)) {
+            // Beside v1 it may not be enabled for this cgroup.
+            Some(dir) if self.is_v1() && dir.read("memory.events") == Err(Errno::NOENT) => Ok(None),
             Some(dir) => watch_v2(dir).map(Some),
             None => Ok(None),
         }

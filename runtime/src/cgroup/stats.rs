@@ -209,6 +209,8 @@ impl Cgroup {
             return Ok(memory_v1(&dir.text("memory.stat")?, usage, limit));
         }
         match self.v2.as_ref().filter(|dir| dir.has(Controller::Memory)) {
+            // Beside v1 it may not be enabled for this cgroup.
+            Some(dir) if self.is_v1() && dir.number("memory.current").is_none() => Ok(MemoryStats::default()),
             Some(dir) => {
                 let usage = number(dir, "memory.current")?;
                 let mut memory = memory_v2(&dir.text("memory.stat")?, usage, dir.number("memory.max"));

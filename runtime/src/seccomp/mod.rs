@@ -199,7 +199,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
     let mut filter = ScmpFilterContext::new(default).map_err(|error| library("making a filter", error))?;
     let mut architectures = vec![ScmpArch::native()];
     for given in profile.architectures().iter().flatten() {
-        let arch = architecture(*given)?;
+        let arch = architecture(*given);
         filter.add_arch(arch).map_err(|error| SeccompError::Architecture(*given, error))?;
         if arch != ScmpArch::Native && !architectures.contains(&arch) {
             architectures.push(arch);
@@ -257,11 +257,11 @@ fn flags(profile: &LinuxSeccomp, listens: bool) -> u32 {
     for flag in given {
         flags |= match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => FLAG_LOG,
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FLAG_SPEC_ALLOW,
             // The kernel refuses it where nobody listens.
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => FLAG_WAIT_KILLABLE_RECV,
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv
+            | LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
         };
     }
     flags
@@ -350,8 +350,8 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
     })
 }
 
-fn architecture(arch: Arch) -> Result<ScmpArch, SeccompError> {
-    Ok(match arch {
+fn architecture(arch: Arch) -> ScmpArch {
+    match arch {
         Arch::ScmpArchNative => ScmpArch::Native,
         Arch::ScmpArchX86 => ScmpArch::X86,
         Arch::ScmpArchX86_64 => ScmpArch::X8664,
@@ -376,7 +376,7 @@ fn architecture(arch: Arch) -> Result<ScmpArch, SeccompError> {
         Arch::ScmpArchM68k => ScmpArch::M68k,
         Arch::ScmpArchSh => ScmpArch::Sh,
         Arch::ScmpArchSheb => ScmpArch::Sheb,
-    })
+    }
 }
 
 /// libseccomp before 2.6 writes to a descriptor only.

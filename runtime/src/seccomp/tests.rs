@@ -1,4 +1,5 @@
 //! Compiled profiles, asked what they would answer: a small interpreter of classic BPF.
+#![allow(clippy::cast_possible_truncation)] // the halves of an argument
 
 use serde_json::{Value, json};
 
@@ -24,7 +25,7 @@ fn ask(program: &Program, arch: u32, number: u32, arguments: &[u64]) -> u32 {
         8 | 12 => 0,
         _ => {
             let argument = arguments.get(((offset - 16) / 8) as usize).copied().unwrap_or(0);
-            if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
+            if offset.is_multiple_of(8) { argument as u32 } else { (argument >> 32) as u32 }
         }
     };
     let (mut accumulator, mut at) = (0_u32, 0_usize);
