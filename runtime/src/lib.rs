@@ -1,11 +1,13 @@
 //! The container engine: everything between a `config.json` and a running process.
 #![deny(unsafe_code)]
 
+pub mod capabilities;
 pub mod cgroup;
 pub mod failure;
 pub mod monitor;
 pub mod plan;
 pub mod seccomp;
+pub mod spec;
 mod sys;
 
 pub use failure::{Failure, Step};

@@ -4,8 +4,23 @@
 //! without one. Whatever it accepts, the engine can attempt; whatever it refuses names the spec's field.
 //! Init only follows a plan; it decides nothing.
 
+mod attributes;
+mod build;
+mod devices;
+mod error;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+pub mod options;
+mod process;
+mod sysctls;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
+pub use attributes::number_list;
+pub use error::PlanError;
 use serde::{Deserialize, Serialize};
 
 /// Everything the engine needs to take a container from nothing to its start gate.

@@ -1,0 +1,43 @@
+//! The spec's hooks. See the runtime-spec's `config.md#posix-platform-hooks`.
+
+use oci_spec::runtime::{Hook as SpecHook, Hooks as SpecHooks};
+
+use super::error::{PlanError, absolute, no_nul};
+use super::{Hook, Hooks};
+
+/// The hooks of a spec, each point in its order.
+pub(super) fn from_spec(hooks: Option<&SpecHooks>) -> Result<Hooks, PlanError> {
+    let Some(hooks) = hooks else { return Ok(Hooks::default()) };
+    Ok(Hooks {
+        // The type crate marks the point as deprecated; podman still uses it.
+        #[allow(deprecated)]
+        prestart: point("prestart", hooks.prestart().as_deref())?,
+        create_runtime: point("createRuntime", hooks.create_runtime().as_deref())?,
+        create_container: point("createContainer", hooks.create_container().as_deref())?,
+        start_container: point("startContainer", hooks.start_container().as_deref())?,
+        poststart: point("poststart", hooks.poststart().as_deref())?,
+        poststop: point("poststop", hooks.poststop().as_deref())?,
+    })
+}
+
+fn point(name: &str, hooks: Option<&[SpecHook]>) -> Result<Vec<Hook>, PlanError> {
+    let one = |(index, hook): (usize, &SpecHook)| {
+        let field = |part: &str| format!("hooks.{name}[{index}].{part}");
+        absolute(|| field("path"), hook.path())?;
+        let args = hook.args().clone().unwrap_or_default();
+        let env = hook.env().clone().unwrap_or_default();
+        for text in args.iter().chain(&env) {
+            no_nul(|| format!("hooks.{name}[{index}]"), text)?;
+        }
+        let timeout_seconds = match hook.timeout() {
+            None => None,
+            Some(seconds) => {
+                Some(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+                    PlanError::invalid(field("timeout"), format!("{seconds} is not greater than zero"))
+                })?)
+            }
+        };
+        Ok(Hook { path: hook.path().clone(), args, env, timeout_seconds })
+    };
+    hooks.unwrap_or_default().iter().enumerate().map(one).collect()
+}
