@@ -177,8 +177,16 @@ fn ranges(field: &str, mappings: Vec<v1::IdMapping>) -> Result<Vec<IdRange>, Err
     if mappings.len() > LINES {
         return Err(Error::invalid(field, format!("has {} mappings; {LINES} are allowed", mappings.len())));
     }
-    let one = |(i, mapping)| namespaces::range(&format!("{field}[{i}]"), mapping);
-    mappings.into_iter().enumerate().map(one).collect()
+    let mut ranges: Vec<IdRange> = Vec::with_capacity(mappings.len());
+    for (i, mapping) in mappings.into_iter().enumerate() {
+        let field = format!("{field}[{i}]");
+        let range = namespaces::range(&field, mapping)?;
+        if ranges.iter().any(|earlier| earlier.overlaps(range)) {
+            return Err(Error::invalid(field, "overlaps an earlier mapping"));
+        }
+        ranges.push(range);
+    }
+    Ok(ranges)
 }
 
 /// The bind mounts of the request, in its order.

@@ -84,6 +84,15 @@ pub struct IdRange {
 }
 
 impl IdRange {
+    /// Whether some id is in both, on either side.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let meet = |a: u32, b: u32| {
+            u64::from(a) < u64::from(b) + u64::from(other.length)
+                && u64::from(b) < u64::from(a) + u64::from(self.length)
+        };
+        meet(self.container, other.container) || meet(self.host, other.host)
+    }
+
     /// The range as the runtime-spec writes it.
     pub(super) fn to_oci(self) -> LinuxIdMapping {
         let mapping = LinuxIdMappingBuilder::default()

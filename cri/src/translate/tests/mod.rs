@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxSeccomp, Mount, Process, Spec};
 
+use runtime::plan::{Plan, PlanError};
+
 use super::*;
 use crate::v1;
 
@@ -178,6 +180,11 @@ impl Fixture {
     }
 }
 
+/// What the engine makes of a spec.
+fn plan(spec: &Spec) -> Result<Plan, PlanError> {
+    Plan::from_spec(spec, &serde_json::to_value(spec).unwrap(), "/bundle".as_ref())
+}
+
 /// The options of a mount, joined.
 fn options(mount: &Mount) -> String {
     mount.options().clone().unwrap_or_default().join(",")
@@ -212,6 +219,33 @@ fn the_smallest_request_gives_containerds_container() {
     let resources = linux.resources().as_ref().unwrap();
     assert_eq!((resources.cpu(), resources.memory(), resources.pids()), (&None, &None, &None));
     serde_json::to_string(&spec).unwrap();
+}
+
+#[test]
+fn the_engine_takes_every_kind_of_container() {
+    let ordinary = plan(&fixture().spec()).unwrap();
+    assert_eq!(ordinary.warnings, Vec::<String>::new());
+    // Every option of every mount is a flag that is known, but for those that belong to a filesystem.
+    for mount in &ordinary.mounts {
+        if let runtime::plan::MountSource::Filesystem { fstype, options, .. } = &mount.source {
+            let keys: Vec<&str> = options.iter().map(|(key, _)| key.as_str()).collect();
+            let own: &[&str] = match fstype.as_str() {
+                "tmpfs" => &["mode", "size"],
+                "devpts" => &["newinstance", "ptmxmode", "mode", "gid"],
+                _ => &[],
+            };
+            assert_eq!(keys, own, "{fstype}");
+        }
+    }
+    let mut f = fixture();
+    f.privileged();
+    plan(&f.spec()).unwrap();
+    let mapping = v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+    f.pod_namespaces().userns_options =
+        Some(v1::UserNamespace { mode: 0, uids: vec![mapping], gids: vec![mapping] });
+    plan(&f.spec()).unwrap();
+    f.pod_namespaces().network = v1::NamespaceMode::Node.into();
+    plan(&f.spec()).unwrap();
 }
 
 #[test]

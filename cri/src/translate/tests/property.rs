@@ -318,6 +318,9 @@ fn sound(spec: &Spec) -> Result<(), TestCaseError> {
     for namespace in linux.namespaces().as_ref().unwrap() {
         prop_assert!(namespace.path().as_ref().is_none_or(|path| path.is_absolute()));
     }
+    if let Err(error) = plan(spec) {
+        return Err(TestCaseError::fail(format!("{error:?}")));
+    }
     let process = spec.process().as_ref().unwrap();
     prop_assert!(process.cwd().is_absolute() && !process.args().as_ref().unwrap().is_empty());
     Ok(())

@@ -128,6 +128,11 @@ const CONTAINER: &[(&str, Spoil)] = &[
     ("config.mounts[0].recursive_read_only: needs private", |f| { let m = mount(f); m.recursive_read_only = true; m.readonly = true; m.propagation = 1; }),
     ("config.mounts[0].uidMappings: and gidMappings", |f| mount(f).uid_mappings = vec![IdMapping::default()]),
     ("config.mounts[0].uidMappings[0]: 0 ids", |f| { let m = mount(f); m.uid_mappings = vec![IdMapping::default()]; m.gid_mappings = vec![IdMapping::default()]; }),
+    ("config.mounts[0].gidMappings[1]: overlaps an earlier", |f| {
+        let m = mount(f);
+        m.uid_mappings = vec![IdMapping { container_id: 0, host_id: 5, length: 5 }];
+        m.gid_mappings = vec![IdMapping { container_id: 0, host_id: 5, length: 5 }, IdMapping { container_id: 9, host_id: 9, length: 1 }];
+    }),
     ("config.mounts[0].uidMappings: has 341", |f| { let m = mount(f); m.uid_mappings = vec![IdMapping::default(); 341]; m.gid_mappings = vec![IdMapping::default()]; }),
     ("config.mounts[0].mount_options[0]: \"bind\" is not an option", |f| mount(f).mount_options = strings(&["bind"])),
     ("config.mounts[0].mount_options[1]: exec contradicts noexec", |f| mount(f).mount_options = strings(&["noexec", "exec"])),
