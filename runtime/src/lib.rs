@@ -4,7 +4,9 @@
 pub mod capabilities;
 pub mod cgroup;
 pub mod failure;
+pub mod lsm;
 pub mod monitor;
+pub mod netns;
 pub mod plan;
 pub mod seccomp;
 pub mod spec;
