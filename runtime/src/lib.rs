@@ -4,12 +4,14 @@
 pub mod capabilities;
 pub mod cgroup;
 pub mod failure;
+pub mod hooks;
 pub mod lsm;
 pub mod monitor;
 pub mod netns;
 pub mod plan;
 pub mod seccomp;
 pub mod spec;
+pub mod state;
 mod sys;
 
 pub use failure::{Failure, Step};
