@@ -1,5 +1,7 @@
 //! The RuntimeDefault profile on the real kernel: compiled by the engine and loaded into a thread of this test.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::io;
 use std::process::{Command, Output};
 
