@@ -1,0 +1,269 @@
+//! ExecSync, and the streaming calls Exec, Attach and PortForward.
+//!
+//! ```text
+//! daemon: pipe, pipe --(write ends, process)--> monitor: clones the process into the container
+//! daemon: reads both pipes, capped; waits for ExecExited; then drains for a bounded time
+//! ```
+//!
+//! The pipes go straight from the process to the daemon. A child that outlives the process and holds its pipes must not
+//! hold up the answer, so what is read after the exit is bounded in time; a process that writes more than the cap is
+//! read on and the rest dropped, so that it does not block.
+
+use std::path::Path;
+use std::time::Duration;
+
+use oci_spec::runtime::{Process, Spec};
+use runtime::monitor::protocol::{ExecRequest, Op, Reply};
+use rustix::pipe::PipeFlags;
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::debug_span;
+
+use crate::check;
+use crate::container::{client_error, find, running_monitor};
+use crate::daemon::{Daemon, blocking};
+use crate::error::Error;
+use crate::ids;
+use crate::monitor_client::MonitorClient;
+use crate::seccomp::memfd;
+use crate::v1::{ExecSyncRequest, ExecSyncResponse};
+
+/// The most output that is kept of each stream, in bytes.
+const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long output is read after the process has exited while something else holds its pipes.
+const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How long a killed process may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One read, in bytes: a full pipe.
+const READ_BYTES: usize = 64 * 1024;
+
+/// ExecSync: runs a command in a container and answers its output.
+#[tracing::instrument(name = "exec_sync", skip_all, fields(id = request.container_id))]
+pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncResponse, Error> {
+    let found = find(daemon, &request.container_id)?;
+    let monitor = running_monitor(&found)?;
+    check_command(&request.cmd)?;
+    let limit = u64::try_from(request.timeout)
+        .map_err(|_| Error::invalid("timeout", "must not be negative; 0 waits for ever"))?;
+    let limit = (limit != 0).then(|| Duration::from_secs(limit));
+
+    let record = &found.container.record;
+    let config = daemon.directories(&record.sandbox).container(&record.id).join(imageless::bundle::CONFIG);
+    let process = blocking(debug_span!("exec_process"), move || process_json(&config, request.cmd)).await?;
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
+        Error::internal(format!("exec in container {}", record.id), source)
+    };
+    let process = memfd(&process).map_err(|error| failed(error.into()))?;
+    let (stdout, stdout_end) = output_pipe().map_err(|error| failed(error.into()))?;
+    let (stderr, stderr_end) = output_pipe().map_err(|error| failed(error.into()))?;
+
+    let exec = ids::random()?;
+    let exit = monitor.exec_exit(&exec);
+    let op = Op::Exec(ExecRequest {
+        container: record.id.clone(),
+        exec: exec.clone(),
+        stdio: [false, true, true],
+        own_cgroup: limit.is_some(),
+    });
+    let guard = KillOnDrop { monitor: Some(monitor.clone()), exec: exec.clone() };
+    match monitor.request(op, vec![process, stdout_end, stderr_end]).await {
+        Ok(Reply::Started { .. }) => {}
+        Ok(other) => return Err(failed(format!("the monitor answered {other:?}").into())),
+        Err(error) => {
+            guard.disarm();
+            return Err(client_error(&found, error));
+        }
+    }
+
+    // From the exit on, reading is bounded.
+    let (exited, exited_seen) = watch::channel(false);
+    let reading = async {
+        tokio::join!(read_capped(stdout, exited_seen.clone()), read_capped(stderr, exited_seen.clone()))
+    };
+    let waiting = async {
+        let code = wait_for_exit(&monitor, &exec, exit, limit).await;
+        exited.send_replace(true);
+        code
+    };
+    let ((stdout, stderr), code) = tokio::join!(reading, waiting);
+    guard.disarm();
+    match code {
+        Ended::Exited(exit_code) => Ok(ExecSyncResponse { stdout, stderr, exit_code }),
+        Ended::TimedOut(limit) => {
+            Err(Error::DeadlineExceeded { what: format!("the command in container {}", record.id), limit })
+        }
+        Ended::MonitorGone => Err(Error::Unavailable {
+            what: format!("the monitor of pod {}", found.pod_view.name()),
+            source: None,
+        }),
+    }
+}
+
+/// Exec, Attach and PortForward need the streaming server.
+pub fn streaming(call: &'static str) -> Error {
+    Error::Unimplemented { what: format!("{call} (streaming)") }
+}
+
+/// How a command ended.
+enum Ended {
+    Exited(i32),
+    TimedOut(Duration),
+    MonitorGone,
+}
+
+/// Waits for the exit; past the limit, kills the whole subtree and waits for that.
+async fn wait_for_exit(
+    monitor: &MonitorClient,
+    exec: &str,
+    mut exit: tokio::sync::oneshot::Receiver<i32>,
+    limit: Option<Duration>,
+) -> Ended {
+    let ended = |result: Result<i32, _>| result.map_or(Ended::MonitorGone, Ended::Exited);
+    let Some(limit) = limit else { return ended(exit.await) };
+    if let Ok(result) = tokio::time::timeout(limit, &mut exit).await {
+        return ended(result);
+    }
+    kill(monitor, exec).await;
+    // It is reported as timed out in any case; its exit is waited for so that it is gone when that is read.
+    if tokio::time::timeout(KILL_DEADLINE, exit).await.is_err() {
+        tracing::warn!(exec, "a killed command does not end");
+    }
+    Ended::TimedOut(limit)
+}
+
+async fn kill(monitor: &MonitorClient, exec: &str) {
+    let op = Op::KillExec { exec: exec.to_owned(), signal: Signal::KILL.as_raw() };
+    if let Err(error) = monitor.order(op).await {
+        tracing::debug!(exec, %error, "a command cannot be killed");
+    }
+}
+
+/// Kills the command when its caller has left: nobody else would end it.
+struct KillOnDrop {
+    monitor: Option<MonitorClient>,
+    exec: String,
+}
+
+impl KillOnDrop {
+    fn disarm(mut self) {
+        self.monitor = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(monitor) = self.monitor.take() {
+            let exec = std::mem::take(&mut self.exec);
+            tokio::spawn(async move { kill(&monitor, &exec).await });
+        }
+    }
+}
+
+/// A pipe: the end that is read here, and the one for the process.
+fn output_pipe() -> std::io::Result<(pipe::Receiver, std::os::fd::OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Reads to the end, or until the drain deadline after the exit; keeps [`MAX_OUTPUT_BYTES`].
+async fn read_capped(mut pipe: pipe::Receiver, mut exited: watch::Receiver<bool>) -> Vec<u8> {
+    let mut output = Vec::new();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut until: Option<Instant> = None;
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = pipe.read(&mut buffer) => read,
+            _ = exited.wait_for(|exited| *exited), if until.is_none() => {
+                until = Some(Instant::now() + DRAIN_DEADLINE);
+                continue;
+            }
+            () = at(until) => break,
+        };
+        match read {
+            Ok(0) | Err(_) => break,
+            Ok(length) => {
+                let room = MAX_OUTPUT_BYTES - output.len();
+                output.extend_from_slice(&buffer[..length.min(room)]);
+            }
+        }
+        // Something may write for ever.
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    output
+}
+
+async fn at(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A command that execve(2) can take.
+fn check_command(command: &[String]) -> Result<(), Error> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(Error::invalid("cmd", "must name a program"));
+    }
+    if command.len() > check::LIST_ITEMS {
+        return Err(Error::invalid(
+            "cmd",
+            format!("has {} elements; {} are allowed", command.len(), check::LIST_ITEMS),
+        ));
+    }
+    for (i, argument) in command.iter().enumerate() {
+        check::argument(&format!("cmd[{i}]"), argument)?;
+    }
+    Ok(())
+}
+
+/// The container's own process with another command and without a terminal, as JSON.
+fn process_json(config: &Path, command: Vec<String>) -> Result<Vec<u8>, Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
+        Error::internal(format!("read {}", config.display()), source)
+    };
+    let spec = Spec::load(config).map_err(|error| failed(error.into()))?;
+    let process = spec.process().clone().ok_or_else(|| failed("it has no process".into()))?;
+    serde_json::to_vec(&with_command(process, command)).map_err(|error| failed(error.into()))
+}
+
+fn with_command(mut process: Process, command: Vec<String>) -> Process {
+    process.set_args(Some(command)).set_terminal(Some(false)).set_console_size(None);
+    process
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_command_has_to_name_a_program() {
+        assert!(check_command(&[]).is_err());
+        assert!(check_command(&[String::new()]).is_err());
+        assert!(check_command(&["ls".into(), "a\0b".into()]).is_err());
+        assert!(check_command(&["ls".into(), String::new()]).is_ok());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_pipe_that_somebody_holds_is_read_for_a_bounded_time() {
+        let (read, write) = output_pipe().unwrap();
+        let mut writer = std::fs::File::from(write);
+        writer.write_all(b"said before the exit").unwrap();
+        let (exited, seen) = watch::channel(false);
+        let reading = tokio::spawn(read_capped(read, seen));
+        exited.send_replace(true);
+        assert_eq!(reading.await.unwrap(), b"said before the exit");
+        drop(writer);
+    }
+}

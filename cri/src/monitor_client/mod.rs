@@ -1,0 +1,296 @@
+//! The daemon's end of a pod's monitor: starting it, and asking it.
+//!
+//! ```text
+//! pod task, handlers --request()--> socket --> monitor
+//!                    <--oneshot---- reader task <-- socket
+//! pod task           <--mpsc------- reader task       (events, and at the end Gone)
+//! ExecSync           <--oneshot---- reader task       (the exit of its process)
+//! ```
+//!
+//! A packet is sent whole or not at all, so requests need no order and no lock; one reader task hands every answer to who
+//! asked. The end of the connection is the end of the monitor: nothing is concluded from a time that has passed. See
+//! [`runtime::monitor::protocol`].
+
+mod launch;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use runtime::Failure;
+use runtime::monitor::protocol::{Event, Hello, Message, Op, PROTOCOL, Reply, Request};
+use runtime::monitor::wire::{self, WireError};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use launch::{LaunchError, Launched, Program};
+
+/// The most requests under way on one connection; more wait for their turn.
+const MAX_IN_FLIGHT: usize = 64;
+
+/// Events not yet taken by the pod's task; the reader waits when it is full, and so, in the end, does the monitor.
+const EVENT_QUEUE: usize = 256;
+
+/// The versions of the protocol that this daemon speaks.
+const PROTOCOLS: [u32; 1] = [PROTOCOL];
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The connection has ended: the monitor has died, or was told to.
+    #[error("the pod's monitor is gone")]
+    Gone,
+    /// The monitor did what was asked, and it failed.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// connect(2) on the monitor's socket.
+    #[error("connect to the pod's monitor")]
+    Connect(#[source] std::io::Error),
+    /// The request cannot be sent.
+    #[error("send a request to the pod's monitor")]
+    Send(#[source] WireError),
+    /// An answer of the wrong kind, or a version that is not ours.
+    #[error("the pod's monitor answered {0}")]
+    Protocol(String),
+    /// No answer to hello, from a monitor that holds its socket.
+    #[error("the pod's monitor did not answer within {0:?}")]
+    Slow(Duration),
+}
+
+impl ClientError {
+    /// Whether this proves that no monitor serves the socket any more.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Connect(error) => matches!(
+                error.raw_os_error().map(Errno::from_raw_os_error),
+                Some(Errno::CONNREFUSED | Errno::NOENT | Errno::CONNRESET | Errno::PIPE)
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// What a connection tells its pod's task without being asked.
+#[derive(Debug)]
+pub enum Notice {
+    /// An event of the monitor.
+    Event(Event),
+    /// The connection has ended. The last notice.
+    Gone,
+}
+
+/// A connection to a monitor. Clones share it.
+#[derive(Debug, Clone)]
+pub struct MonitorClient {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// A `SOCK_SEQPACKET` socket. tokio's type for streams only waits for it: all reads and writes are [`wire`]'s.
+    socket: UnixStream,
+    next_id: AtomicU64,
+    slots: Semaphore,
+    waiting: Mutex<Waiting>,
+}
+
+/// Who waits for what. The lock is held for a map operation only.
+#[derive(Debug, Default)]
+struct Waiting {
+    replies: HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>,
+    execs: HashMap<String, oneshot::Sender<i32>>,
+    closed: bool,
+}
+
+/// A connection that has said hello.
+#[derive(Debug)]
+pub struct Connected {
+    /// For requests.
+    pub client: MonitorClient,
+    /// All that lives in the monitor.
+    pub hello: Hello,
+    /// For the pod's task.
+    pub notices: mpsc::Receiver<Notice>,
+}
+
+/// Connects to the monitor that listens in `run_dir`, and says hello.
+///
+/// # Errors
+/// [`ClientError::is_gone`] tells whether there is no monitor; [`ClientError::Slow`] that it does not answer.
+pub async fn connect(run_dir: &Path, deadline: Duration) -> Result<Connected, ClientError> {
+    let socket = dial(run_dir).map_err(|errno| ClientError::Connect(errno.into()))?;
+    let socket = UnixStream::from_std(socket.into()).map_err(ClientError::Connect)?;
+    let inner = Arc::new(Inner {
+        socket,
+        next_id: AtomicU64::new(1),
+        slots: Semaphore::new(MAX_IN_FLIGHT),
+        waiting: Mutex::default(),
+    });
+    let client = MonitorClient { inner };
+    let (sender, notices) = mpsc::channel(EVENT_QUEUE);
+    tokio::spawn(client.clone().read(sender));
+    let hello = client.request(Op::Hello { protocols: PROTOCOLS.to_vec() }, Vec::new());
+    match tokio::time::timeout(deadline, hello).await {
+        Err(_) => Err(ClientError::Slow(deadline)),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(Reply::Hello(hello))) if PROTOCOLS.contains(&hello.protocol) => {
+            Ok(Connected { client, hello, notices })
+        }
+        Ok(Ok(other)) => Err(ClientError::Protocol(format!("{other:?}"))),
+    }
+}
+
+/// A connected, non-blocking socket. The directory goes by descriptor: its path may be longer than a socket's can be.
+fn dial(run_dir: &Path) -> Result<OwnedFd, Errno> {
+    let directory = launch::open_dir(run_dir)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(launch::socket_path(&directory))?)?;
+    Ok(socket)
+}
+
+impl MonitorClient {
+    /// Asks and waits for the answer. `fds` travel with the request.
+    pub async fn request(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Reply, ClientError> {
+        let inner = &self.inner;
+        let _slot = inner.slots.acquire().await.map_err(|_| ClientError::Gone)?;
+        let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let request = Request { id, trace: trace_id(), op };
+        let bytes = wire::encode(&request).map_err(ClientError::Send)?;
+        let (sender, answer) = oneshot::channel();
+        if !inner.with_waiting(|waiting| {
+            let open = !waiting.closed;
+            if open {
+                waiting.replies.insert(id, sender);
+            }
+            open
+        }) {
+            return Err(ClientError::Gone);
+        }
+        // Whoever stops waiting leaves no entry behind.
+        let _entry = Forget { inner, id };
+        inner.send(&bytes, &fds).await?;
+        drop(fds);
+        match answer.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ClientError::Gone),
+        }
+    }
+
+    /// As [`request`](Self::request), for operations that answer [`Reply::Done`].
+    pub async fn order(&self, op: Op) -> Result<(), ClientError> {
+        match self.request(op, Vec::new()).await? {
+            Reply::Done => Ok(()),
+            other => Err(ClientError::Protocol(format!("{other:?}"))),
+        }
+    }
+
+    /// The exit code of the exec'd process `exec`, once it has exited. To be called before it is asked for. Dropping the
+    /// answer forgets it; an error of the answer means that the monitor is gone.
+    pub fn exec_exit(&self, exec: &str) -> oneshot::Receiver<i32> {
+        let (sender, receiver) = oneshot::channel();
+        self.inner.with_waiting(|waiting| {
+            waiting.execs.retain(|_, other| !other.is_closed());
+            if !waiting.closed {
+                waiting.execs.insert(exec.to_owned(), sender);
+            }
+        });
+        receiver
+    }
+
+    /// Hands out what arrives, until nothing can any more.
+    async fn read(self, notices: mpsc::Sender<Notice>) {
+        let mut buffer = wire::buffer();
+        loop {
+            let received = tokio::select! {
+                received = self.inner.receive(&mut buffer) => received,
+                // Nobody is left who would care for what happens.
+                () = notices.closed() => break,
+            };
+            match received {
+                Ok(Some(Message::Reply { id, result })) => {
+                    let waiter = self.inner.with_waiting(|waiting| waiting.replies.remove(&id));
+                    if let Some(waiter) = waiter {
+                        // One that has stopped waiting does not want it.
+                        let _ = waiter.send(result);
+                    }
+                }
+                Ok(Some(Message::Event(Event::ExecExited { exec, exit_code }))) => {
+                    let waiter = self.inner.with_waiting(|waiting| waiting.execs.remove(&exec));
+                    if let Some(waiter) = waiter {
+                        let _ = waiter.send(exit_code);
+                    }
+                }
+                Ok(Some(Message::Event(event))) => {
+                    if notices.send(Notice::Event(event)).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "a monitor's connection is broken");
+                    break;
+                }
+            }
+        }
+        self.inner.with_waiting(|waiting| {
+            waiting.closed = true;
+            waiting.replies.clear();
+            waiting.execs.clear();
+        });
+        let _ = notices.send(Notice::Gone).await;
+    }
+}
+
+impl Inner {
+    fn with_waiting<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
+        act(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), ClientError> {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+        let send = || Ok(wire::send_bytes(self.socket.as_fd(), bytes, &fds)?);
+        self.socket.async_io(Interest::WRITABLE, send).await.map_err(|error| {
+            let gone = [Errno::PIPE, Errno::CONNRESET, Errno::NOTCONN];
+            match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(errno) if gone.contains(&errno) => ClientError::Gone,
+                Some(errno) => ClientError::Send(WireError::Send(errno)),
+                None => ClientError::Protocol(error.to_string()),
+            }
+        })
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> std::io::Result<Option<Message>> {
+        let receive = || Ok(wire::receive::<Message>(self.socket.as_fd(), buffer)?);
+        let packet = self.socket.async_io(Interest::READABLE, receive).await?;
+        Ok(packet.map(|packet| packet.message))
+    }
+}
+
+/// Takes a request's entry away when its future ends, however it ends.
+struct Forget<'a> {
+    inner: &'a Inner,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.inner.with_waiting(|waiting| waiting.replies.remove(&self.id));
+    }
+}
+
+/// The id of the RPC's span, so that the monitor's log lines can be told by it.
+fn trace_id() -> Option<String> {
+    tracing::Span::current().id().map(|id| format!("{:x}", id.into_u64()))
+}

@@ -1,0 +1,220 @@
+//! StartContainer, UpdateContainerResources, RemoveContainer and UpdatePodSandboxResources, the pod's part.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::monitor::protocol::{Op, Reply};
+use rustix::process::Signal;
+use tracing::debug_span;
+
+use super::stop::container_name;
+use super::task::{REQUEST_DEADLINE, short};
+use super::{ContainerState, ContainerView, PodTask};
+use crate::daemon::blocking;
+use crate::error::Error;
+use crate::monitor_client::Notice;
+use crate::records::{ContainerRecord, SandboxRecord};
+use crate::translate::Resources;
+use crate::v1::{ContainerEventType, LinuxContainerResources, UpdatePodSandboxResourcesRequest};
+
+/// How long a killed container may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+impl PodTask {
+    /// Opens a container's gate.
+    pub(super) async fn start_container(&mut self, id: &str) -> Result<(), Error> {
+        let refused = |reason: &str| Error::FailedPrecondition {
+            what: "container",
+            id: id.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let pid = match self.container(id)?.state {
+            ContainerState::Created { pid } => pid,
+            ContainerState::Running { .. } => return Err(refused("is running already")),
+            ContainerState::Exited(_) => return Err(refused("has exited; containers are started once")),
+            ContainerState::Unknown => return Err(refused("is not known to its monitor yet; try again")),
+        };
+        self.must_be_ready()?;
+        match self.request(Op::Start { container: id.to_owned() }, Vec::new()).await {
+            Ok(Reply::Running { started_at_ns }) => {
+                tracing::info!(container = %short(id), pid, "started");
+                // Its end may have been told already.
+                if self.container(id)?.alive() {
+                    self.set_state(id, ContainerState::Running { pid, started_at_ns });
+                }
+                self.announce(id, ContainerEventType::ContainerStartedEvent);
+                Ok(())
+            }
+            Ok(other) => Err(Error::internal(
+                format!("start container {id}"),
+                format!("the monitor answered {other:?}"),
+            )),
+            Err(error) => Err(self.failed("container", id, error)),
+        }
+    }
+
+    /// Lays the new limits over those in force: all of them, or none.
+    pub(super) async fn update_container(
+        &mut self,
+        id: &str,
+        later: LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let view = self.container(id)?;
+        if !view.alive() {
+            return Err(Error::FailedPrecondition {
+                what: "container",
+                id: id.to_owned(),
+                reason: "has exited: there is nothing to limit".into(),
+            });
+        }
+        let resources = merge(view.record.resources.clone(), later.clone());
+        let parse = |raw| Resources::parse("linux", raw);
+        let limits =
+            parse(view.record.resources.clone())?.updated(parse(later)?).to_oci(&self.daemon.host)?;
+        let limits = serde_json::to_value(&limits)
+            .map_err(|error| Error::internal(format!("limits of container {id}"), error))?;
+        let request = Op::Update { container: id.to_owned(), resources: limits };
+        self.order(request).await.map_err(|error| self.failed("container", id, error))?;
+
+        let record = ContainerRecord { resources, ..(*view.record).clone() };
+        let dir = self.dirs.container(id);
+        let record = blocking(debug_span!("container_record"), move || {
+            record.write(&dir)?;
+            Ok(record)
+        })
+        .await?;
+        let state = self.container(id)?.state.clone();
+        self.view
+            .containers
+            .insert(id.to_owned(), Arc::new(ContainerView { record: Arc::new(record), state }));
+        self.publish();
+        Ok(())
+    }
+
+    /// kubelet has changed the pod's own cgroup and says so; the numbers are kept for statuses.
+    pub(super) async fn update_pod(
+        &mut self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), Error> {
+        let check = |field, raw: &Option<LinuxContainerResources>| {
+            raw.clone().map(|raw| Resources::parse(field, raw)).transpose()
+        };
+        check("overhead", &request.overhead)?;
+        check("resources", &request.resources)?;
+        let mut record = SandboxRecord::clone(&self.view.record);
+        let linux = record.config.linux.get_or_insert_default();
+        if request.overhead.is_some() {
+            linux.overhead = request.overhead;
+        }
+        if request.resources.is_some() {
+            linux.resources = request.resources;
+        }
+        let dir = self.dirs.state.clone();
+        let record = blocking(debug_span!("pod_record"), move || {
+            record.write(&dir)?;
+            Ok(record)
+        })
+        .await?;
+        self.view.record = Arc::new(record);
+        self.publish();
+        Ok(())
+    }
+
+    /// Removes a container and everything it left; kills it first if it runs. One that is gone is removed already.
+    pub(super) async fn remove_container(&mut self, id: &str) -> Result<(), Error> {
+        let Some(view) = self.view.containers.get(id).cloned() else { return Ok(()) };
+        if !self.wait_connected(REQUEST_DEADLINE).await {
+            let what = format!("the monitor of pod {}", self.view.name());
+            return Err(Error::Unavailable { what, source: None });
+        }
+        if self.view.monitor.is_some() {
+            if view.alive() {
+                self.kill(id).await?;
+            }
+            let deleted = self.order(Op::Delete { container: id.to_owned() }).await;
+            deleted.map_err(|error| self.failed("container", id, error))?;
+            self.drain();
+        }
+        let dir = self.dirs.container(id);
+        blocking(debug_span!("remove_files"), move || {
+            imageless::rootfs::remove_dir(&dir)
+                .map_err(|error| Error::internal(format!("remove {}", dir.display()), error))
+        })
+        .await?;
+        self.daemon.store.remove_container(id);
+        self.daemon.store.release(&container_name(&view.record));
+        self.daemon.samples.forget(id, &self.dirs.container(id).join(imageless::rootfs::UPPER));
+        self.view.containers.remove(id);
+        self.publish();
+        tracing::info!(container = %short(id), "removed");
+        self.announce(id, ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    /// Kills every process of a container and waits for its end.
+    async fn kill(&mut self, id: &str) -> Result<(), Error> {
+        let kill = Op::Kill { container: id.to_owned(), signal: Signal::KILL.as_raw(), all: true };
+        self.order(kill).await.map_err(|error| self.failed("container", id, error))?;
+        let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
+        while self.container(id)?.alive() {
+            let Some(notices) = self.notices.as_mut() else { return Ok(()) };
+            let Ok(notice) = tokio::time::timeout_at(deadline, notices.recv()).await else {
+                let what = format!("the end of the killed container {id}");
+                return Err(Error::DeadlineExceeded { what, limit: KILL_DEADLINE });
+            };
+            self.take(notice.unwrap_or(Notice::Gone));
+        }
+        Ok(())
+    }
+}
+
+/// The limits as they are reported: what the update gives, over what was there.
+fn merge(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources {
+    let number = |old: i64, new: i64| if new == 0 { old } else { new };
+    let text = |old: String, new: String| if new.is_empty() { old } else { new };
+    LinuxContainerResources {
+        cpu_period: number(old.cpu_period, new.cpu_period),
+        cpu_quota: number(old.cpu_quota, new.cpu_quota),
+        cpu_shares: number(old.cpu_shares, new.cpu_shares),
+        memory_limit_in_bytes: number(old.memory_limit_in_bytes, new.memory_limit_in_bytes),
+        // Cannot be changed while the container runs.
+        oom_score_adj: old.oom_score_adj,
+        cpuset_cpus: text(old.cpuset_cpus, new.cpuset_cpus),
+        cpuset_mems: text(old.cpuset_mems, new.cpuset_mems),
+        hugepage_limits: if new.hugepage_limits.is_empty() {
+            old.hugepage_limits
+        } else {
+            new.hugepage_limits
+        },
+        unified: {
+            let mut unified = old.unified;
+            unified.extend(new.unified);
+            unified
+        },
+        memory_swap_limit_in_bytes: number(old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_changes_only_what_it_gives() {
+        let old = LinuxContainerResources {
+            cpu_shares: 100,
+            memory_limit_in_bytes: 1 << 20,
+            oom_score_adj: 5,
+            ..Default::default()
+        };
+        let new = LinuxContainerResources {
+            memory_limit_in_bytes: 2 << 20,
+            oom_score_adj: 9,
+            ..Default::default()
+        };
+        let merged = merge(old, new);
+        assert_eq!(merged.cpu_shares, 100);
+        assert_eq!(merged.memory_limit_in_bytes, 2 << 20);
+        assert_eq!(merged.oom_score_adj, 5);
+    }
+}

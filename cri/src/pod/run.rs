@@ -1,0 +1,239 @@
+//! RunPodSandbox: how a pod comes to be.
+//!
+//! ```text
+//! record on disk (creating) -> run directory -> cgroup parent -> +- network namespace, shared files
+//!                                                                +- monitor started, hello
+//!                              -> sandbox (pause) -> record (ready) -> task
+//! ```
+//!
+//! Each step is undone, last first, when a later one fails.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::cgroup::{Cgroup, CgroupPath, CreateOptions, Driver, Existing};
+use runtime::monitor::protocol::{Op, Reply, SandboxRequest, UserNamespaceMaps};
+use tracing::{Instrument as _, debug_span};
+
+use super::task::{REQUEST_DEADLINE, engine};
+use super::{Directories, PodTask, PodView, files};
+use crate::daemon::{Daemon, blocking};
+use crate::error::Error;
+use crate::monitor_client::{self, ClientError, Connected};
+use crate::records::{SandboxPhase, SandboxRecord};
+use crate::translate::{IdRange, Pod, PodPid, Shared, Userns};
+use crate::undo::Undo;
+use crate::v1::{ContainerEventType, PodSandboxConfig};
+
+/// How long a monitor that was just started may take to say hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A pod to be made.
+#[derive(Debug)]
+pub struct NewPod {
+    /// Its id.
+    pub id: String,
+    /// The request.
+    pub config: PodSandboxConfig,
+    /// The request, checked.
+    pub pod: Pod,
+}
+
+/// Makes a pod and answers its id. On failure nothing of it is left.
+pub async fn run(daemon: Arc<Daemon>, new: NewPod) -> Result<String, Error> {
+    let mut undo = Undo::default();
+    let made = bring_up(&daemon, new, &mut undo).await;
+    if made.is_err() {
+        undo.run().await;
+    }
+    made
+}
+
+async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<String, Error> {
+    let NewPod { id, config, pod } = new;
+    let dirs = daemon.directories(&id);
+    let pod = Arc::new(pod);
+    let record = SandboxRecord::new(&id, &daemon.boot_id, config, &pod.runtime_handler);
+
+    let record = {
+        let (dirs, daemon, pod) = (dirs.clone(), daemon.clone(), pod.clone());
+        undo.push_blocking("pod record", {
+            let dirs = dirs.clone();
+            move || imageless::rootfs::remove_dir(&dirs.state)
+        });
+        undo.push_blocking("run directory", {
+            let dirs = dirs.clone();
+            move || files::release(&dirs)
+        });
+        blocking(debug_span!("pod_record"), move || {
+            files::private_dir(&dirs.state.join("containers"))?;
+            record.write(&dirs.state)?;
+            files::private_dir(&dirs.run)?;
+            let mut record = record;
+            record.made_cgroups = ensure_parent(&daemon, &pod, &record.id)?;
+            Ok(record)
+        })
+        .await?
+    };
+    undo.push_blocking("cgroups", {
+        let made = record.made_cgroups.clone();
+        move || {
+            files::remove_cgroups(&made);
+            Ok::<(), Error>(())
+        }
+    });
+
+    // Both are waited for, so that the way back finds nothing that is still being made.
+    let (shared, monitor) = tokio::join!(
+        make_shared(dirs.clone(), pod.clone()),
+        start_monitor(daemon, &dirs, &id).instrument(debug_span!("monitor_start"))
+    );
+    let connected = match monitor {
+        Ok(connected) => {
+            let client = connected.client.clone();
+            undo.push("monitor", async move {
+                match client.order(Op::Shutdown).await {
+                    Err(ClientError::Gone) => Ok(()),
+                    other => other,
+                }
+            });
+            connected
+        }
+        Err(error) => {
+            shared?;
+            return Err(error);
+        }
+    };
+    shared?;
+
+    let Connected { client, notices, .. } = connected;
+    let request = client.request(Op::Sandbox(sandbox_request(&dirs, &pod)), Vec::new());
+    let request = tokio::time::timeout(REQUEST_DEADLINE, request.instrument(debug_span!("pause_start")));
+    let pause = match request.await {
+        Ok(Ok(Reply::Started { pid })) => pid,
+        Ok(Ok(other)) => {
+            return Err(Error::internal("start pause", format!("the monitor answered {other:?}")));
+        }
+        Ok(Err(ClientError::Failed(failure))) => return Err(engine("pod sandbox", &id, failure)),
+        Ok(Err(error)) => return Err(Error::internal(format!("start pause of pod sandbox {id}"), error)),
+        Err(_) => {
+            let what = format!("the start of pod sandbox {id}");
+            return Err(Error::DeadlineExceeded { what, limit: REQUEST_DEADLINE });
+        }
+    };
+
+    let record = {
+        let state = dirs.state.clone();
+        blocking(debug_span!("pod_record"), move || {
+            let record = SandboxRecord { phase: SandboxPhase::Ready, ..record };
+            record.write(&state)?;
+            Ok(record)
+        })
+        .await?
+    };
+    let view = PodView {
+        record: Arc::new(record),
+        pod,
+        ready: true,
+        pause: Some(pause),
+        containers: std::collections::BTreeMap::new(),
+        monitor: Some(client),
+    };
+    let (task, handle) = PodTask::new(daemon.clone(), view, Some(notices));
+    daemon.store.add_pod(handle);
+    task.announce(&id, ContainerEventType::ContainerCreatedEvent);
+    task.announce(&id, ContainerEventType::ContainerStartedEvent);
+    task.spawn();
+    Ok(id)
+}
+
+/// Makes the cgroup above the containers', and tells which directories are new.
+fn ensure_parent(daemon: &Daemon, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, Error> {
+    if daemon.driver == Driver::Systemd {
+        // systemd makes slices with the first scope in them.
+        return Ok(Vec::new());
+    }
+    let container = pod.cgroups_path(Path::new(&daemon.config().cgroup.runtime), id, "x");
+    let Some(parent) = container.parent() else { return Ok(Vec::new()) };
+    let failed = |failure| engine("pod sandbox", id, failure);
+    let path = CgroupPath::parse(Some(parent), id, daemon.driver)
+        .map_err(|error| Error::internal(format!("cgroup parent of pod sandbox {id}"), error))?;
+    let directories = |cgroup: &Cgroup| {
+        cgroup.record().directories.into_iter().map(|directory| directory.path).collect::<Vec<_>>()
+    };
+    let before =
+        Cgroup::open(&daemon.hierarchies, &path).map(|cgroup| directories(&cgroup)).unwrap_or_default();
+    let options = CreateOptions { existing: Existing::Any, ..CreateOptions::default() };
+    let cgroup = Cgroup::create(&daemon.hierarchies, &path, &options).map_err(failed)?;
+    let mut made = cgroup.made_ancestors().to_vec();
+    made.extend(directories(&cgroup).into_iter().filter(|path| !before.contains(path)));
+    Ok(made)
+}
+
+/// The pod's network namespace and files.
+async fn make_shared(dirs: Directories, pod: Arc<Pod>) -> Result<(), Error> {
+    let netns = async {
+        if pod.namespaces.network == Shared::Node {
+            return Ok(());
+        }
+        let dirs = dirs.clone();
+        blocking(debug_span!("netns_create"), move || files::make_netns(&dirs)).await
+    };
+    let shared = {
+        let (dirs, pod) = (dirs.clone(), pod.clone());
+        blocking(debug_span!("pod_files"), move || files::make(&dirs, &pod))
+    };
+    let (netns, shared) = tokio::join!(netns, shared);
+    netns.and(shared)
+}
+
+/// Starts the monitor and says hello.
+async fn start_monitor(daemon: &Daemon, dirs: &Directories, id: &str) -> Result<Connected, Error> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::internal(format!("start the monitor of pod sandbox {id}"), error)
+    };
+    let arguments = arguments(daemon, dirs, id);
+    let mut launched = daemon.program.launch(&dirs.run, &arguments).map_err(|error| failed(error.into()))?;
+    match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
+        Ok(connected) => {
+            // Reaped when it ends, whoever made it end.
+            tokio::spawn(async move {
+                if let Ok(status) = launched.child.wait().await {
+                    tracing::debug!(%status, "a monitor has ended");
+                }
+            });
+            Ok(connected)
+        }
+        Err(error) => {
+            if let Err(error) = launched.child.kill().await {
+                tracing::warn!(%error, "a monitor that did not start cannot be killed");
+            }
+            Err(failed(error.into()))
+        }
+    }
+}
+
+/// The command line of a pod's monitor.
+fn arguments(daemon: &Daemon, _dirs: &Directories, id: &str) -> Vec<String> {
+    vec![id.to_owned(), daemon.monitors_cgroup()]
+}
+
+/// The namespaces that pause gets.
+fn sandbox_request(dirs: &Directories, pod: &Pod) -> SandboxRequest {
+    let namespaces = &pod.namespaces;
+    let own_network = namespaces.network == Shared::Pod;
+    let map = |range: &IdRange| vec![(range.container, range.host, range.length)];
+    SandboxRequest {
+        netns: own_network.then(|| dirs.netns()),
+        ipc: namespaces.ipc == Shared::Pod,
+        uts: own_network,
+        pid: namespaces.pid == PodPid::Pod,
+        hostname: own_network.then(|| pod.hostname.clone()),
+        sysctls: pod.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        user_namespace: match &namespaces.userns {
+            Userns::None => None,
+            Userns::Mapped { uids, gids } => Some(UserNamespaceMaps { uids: map(uids), gids: map(gids) }),
+        },
+    }
+}

@@ -1,0 +1,267 @@
+//! What a daemon does with what the last one left: disk and monitors are the truth, and this rebuilds the index from them.
+//!
+//! | found | becomes |
+//! |---|---|
+//! | a ready record, and a monitor that answers | the pod as the monitor tells it |
+//! | a ready record, and a monitor that holds its socket but does not answer yet | containers UNKNOWN until it does |
+//! | a ready record of this boot, no monitor | its cgroups are killed; exited, reason MonitorLost; not ready |
+//! | a record of another boot | exited, reason NodeRebooted; not ready; what is left of mounts is taken away |
+//! | a stopped record | exited containers, by their exit records |
+//! | a record in phase creating, or none | taken apart: nobody was ever told its id |
+//! | a record that cannot be read | moved to `<state>/corrupt`, after the same |
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::monitor::protocol::Op;
+use tokio::task::JoinSet;
+use tracing::debug_span;
+
+use crate::daemon::{Daemon, blocking};
+use crate::error::Error;
+use crate::monitor_client::{self, Connected, MonitorClient};
+use crate::pod::{self, ContainerState, ContainerView, PodTask, PodView};
+use crate::records::{self, ContainerRecord, SandboxPhase, SandboxRecord};
+use crate::store::Name;
+use crate::translate::{ContainerMetadata, Defaults, Pod};
+
+/// How long the start waits for one monitor's hello. One that is slower is taken up when it answers.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a monitor that is to end may take for it.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Finds every pod there is. One that makes trouble is logged and does not keep the others from being found.
+pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
+    let ids = {
+        let daemon = daemon.clone();
+        blocking(debug_span!("recover_scan"), move || scan(&daemon)).await?
+    };
+    let mut pods = JoinSet::new();
+    for id in ids {
+        let daemon = daemon.clone();
+        pods.spawn(async move {
+            if let Err(error) = recover_pod(&daemon, &id).await {
+                tracing::error!(pod = %id, error = %error.sentence(), "a pod cannot be taken over");
+            }
+        });
+    }
+    while pods.join_next().await.is_some() {}
+    let known = daemon.store.pods().len();
+    if known > 0 {
+        tracing::info!(pods = known, "taken over from an earlier daemon");
+    }
+    Ok(())
+}
+
+/// The ids of all pods with a directory below state or run.
+fn scan(daemon: &Daemon) -> Result<Vec<String>, Error> {
+    let mut ids = Vec::new();
+    for base in [&daemon.state, &daemon.run] {
+        let pods = base.join("pods");
+        let failed = |source| Error::Io { action: "read", path: pods.clone(), source };
+        fs::create_dir_all(&pods).map_err(failed)?;
+        for entry in fs::read_dir(&pods).map_err(failed)? {
+            if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+                ids.push(name);
+            }
+        }
+    }
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// What is on disk of a pod.
+struct OnDisk {
+    record: SandboxRecord,
+    pod: Pod,
+    containers: Vec<ContainerRecord>,
+    /// Directories of containers whose making was not finished.
+    half_made: Vec<String>,
+}
+
+async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
+    let read = {
+        let (daemon, id) = (daemon.clone(), id.to_owned());
+        blocking(debug_span!("recover_read"), move || read_pod(&daemon, &id)).await
+    };
+    match read {
+        Ok(Some(found)) if found.record.phase != SandboxPhase::Creating => take_over(daemon, found).await,
+        Ok(found) => {
+            tracing::warn!(pod = %id, "a pod that was being made when the daemon died is taken apart");
+            let (containers, made) = match found {
+                Some(found) => (found.containers, found.record.made_cgroups),
+                None => (Vec::new(), Vec::new()),
+            };
+            take_apart(daemon, id, containers).await?;
+            let dirs = daemon.directories(id);
+            blocking(debug_span!("remove_files"), move || {
+                runtime::cgroup::remove_ancestors(&made);
+                imageless::rootfs::remove_dir(&dirs.state)
+                    .map_err(|error| Error::internal(format!("remove {}", dirs.state.display()), error))
+            })
+            .await
+        }
+        Err(error) => {
+            tracing::error!(pod = %id, error = %error.sentence(), "its record cannot be read: it is taken apart and set aside");
+            take_apart(daemon, id, Vec::new()).await?;
+            let (daemon, id) = (daemon.clone(), id.to_owned());
+            blocking(debug_span!("set_aside"), move || set_aside(&daemon, &id)).await
+        }
+    }
+}
+
+/// Ends whatever monitor there is and takes its leavings off the host.
+async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
+    let dirs = daemon.directories(id);
+    match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
+        Ok(Connected { client, mut notices, .. }) => {
+            let ended = async {
+                let _ = client.order(Op::StopSandbox).await;
+                let _ = client.order(Op::Shutdown).await;
+                while !matches!(notices.recv().await, None | Some(monitor_client::Notice::Gone)) {}
+            };
+            if tokio::time::timeout(SHUTDOWN_DEADLINE, ended).await.is_err() {
+                tracing::warn!(pod = %id, "its monitor does not end");
+            }
+        }
+        Err(error) if error.is_gone() => {}
+        Err(error) => tracing::warn!(pod = %id, %error, "its monitor cannot be asked to end"),
+    }
+    let daemon = daemon.clone();
+    let containers: Vec<_> = containers.into_iter().map(Arc::new).collect();
+    blocking(debug_span!("clean_up"), move || pod::clean_up(&daemon, &dirs, &containers)).await
+}
+
+/// Moves a pod's directory out of the way, for a person to look at.
+fn set_aside(daemon: &Daemon, id: &str) -> Result<(), Error> {
+    let from = daemon.directories(id).state;
+    let corrupt = daemon.state.join("corrupt");
+    let to = corrupt.join(format!("{id}-{}", crate::records::now_ns()));
+    let failed = |source| Error::Io { action: "set aside", path: from.clone(), source };
+    fs::create_dir_all(&corrupt).map_err(failed)?;
+    fs::rename(&from, &to).map_err(failed)?;
+    tracing::error!(pod = %id, path = %to.display(), "set aside");
+    Ok(())
+}
+
+/// None: there is a directory, but no record in it.
+fn read_pod(daemon: &Daemon, id: &str) -> Result<Option<OnDisk>, Error> {
+    let dirs = daemon.directories(id);
+    let record = match SandboxRecord::read(&dirs.state) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    // A handler that is not configured any more is no reason to forget a pod that runs.
+    let mut defaults: Defaults = daemon.defaults.clone();
+    defaults.runtime_handlers.push(record.runtime_handler.clone());
+    let pod = Pod::parse(record.config.clone(), &record.runtime_handler, &defaults)?;
+    let (mut containers, mut half_made) = (Vec::new(), Vec::new());
+    for container in container_ids(&dirs.state)? {
+        match ContainerRecord::read(&dirs.container(&container)) {
+            Ok(record) if record.complete => containers.push(record),
+            Ok(_) => half_made.push(container),
+            Err(error) => {
+                tracing::error!(%container, error = %error.sentence(), "its record cannot be read: it is removed");
+                half_made.push(container);
+            }
+        }
+    }
+    Ok(Some(OnDisk { record, pod, containers, half_made }))
+}
+
+fn container_ids(pod_dir: &Path) -> Result<Vec<String>, Error> {
+    let path = pod_dir.join("containers");
+    let failed = |source| Error::Io { action: "read", path: path.clone(), source };
+    let entries = match fs::read_dir(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            ids.push(name);
+        }
+    }
+    Ok(ids)
+}
+
+/// Makes a pod of what is on disk and what its monitor tells.
+async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
+    let OnDisk { record, pod, containers, half_made } = found;
+    let dirs = daemon.directories(&record.id);
+    let same_boot = record.boot_id == daemon.boot_id;
+    let stopped = record.phase == SandboxPhase::Stopped;
+    let (id, metadata) = (record.id.clone(), pod.metadata.clone());
+
+    daemon.store.restore(Name::Pod(metadata.clone()), &id);
+    let mut views = BTreeMap::new();
+    for container in containers {
+        let name = container.config.metadata.clone().unwrap_or_default();
+        let name = ContainerMetadata { name: name.name, attempt: name.attempt };
+        daemon.store.restore(Name::Container(id.clone(), name), &container.id);
+        daemon.store.add_container(&container.id, &id);
+        let known = container.lost.as_ref().map(|lost| lost.exit.clone());
+        let exit = match known {
+            Some(exit) => Some(exit),
+            None => records::read_exit(&dirs.container(&container.id))?,
+        };
+        let state = exit.map_or(ContainerState::Unknown, ContainerState::Exited);
+        views.insert(container.id.clone(), Arc::new(ContainerView { record: Arc::new(container), state }));
+    }
+    let view = PodView {
+        record: Arc::new(record),
+        pod: Arc::new(pod),
+        ready: same_boot && !stopped,
+        pause: None,
+        containers: views,
+        monitor: None,
+    };
+    let (mut task, handle) = PodTask::new(daemon.clone(), view, None);
+    if stopped || !same_boot {
+        if !stopped {
+            tracing::warn!(pod = %metadata, "the node was rebooted under the pod");
+            take_apart(daemon, &id, Vec::new()).await?;
+        }
+        remove_half_made(daemon, &id, &half_made, None).await;
+        task.end_all_unseen("NodeRebooted", "the node was rebooted while it ran").await;
+    } else {
+        let connecting = tokio::spawn(async move { monitor_client::connect(&dirs.run, Duration::MAX).await });
+        task.connect(connecting, HELLO_DEADLINE).await;
+        remove_half_made(daemon, &id, &half_made, task.monitor()).await;
+    }
+    daemon.store.add_pod(handle);
+    task.spawn();
+    Ok(())
+}
+
+/// Containers that the last daemon did not finish making; nobody knows their ids.
+async fn remove_half_made(
+    daemon: &Arc<Daemon>,
+    pod: &str,
+    half_made: &[String],
+    monitor: Option<&MonitorClient>,
+) {
+    let dirs = daemon.directories(pod);
+    for container in half_made {
+        tracing::warn!(%container, "a container that was being made when the daemon died is removed");
+        if let Some(monitor) = monitor
+            && let Err(error) = monitor.order(Op::Delete { container: container.clone() }).await
+        {
+            tracing::warn!(%container, %error, "its monitor cannot delete it");
+        }
+        let dir = dirs.container(container);
+        let removed = blocking(debug_span!("remove_files"), move || {
+            imageless::rootfs::remove_dir(&dir)
+                .map_err(|error| Error::internal(format!("remove {}", dir.display()), error))
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%container, error = %error.sentence(), "it cannot be removed");
+        }
+    }
+}

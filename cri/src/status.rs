@@ -1,0 +1,125 @@
+//! The runtime itself: Version, Status, RuntimeConfig and UpdateRuntimeConfig.
+
+use std::collections::HashMap;
+
+use runtime::cgroup::Driver;
+use serde_json::json;
+
+use crate::daemon::Daemon;
+use crate::v1::{
+    CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
+    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
+    UpdateRuntimeConfigRequest, VersionResponse,
+};
+
+/// The version of kubelet's runtime API; kubelet exits if it is anything else.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// Our name.
+const RUNTIME_NAME: &str = "podwright";
+
+/// The CRI that is spoken here.
+const CRI_VERSION: &str = "v1";
+
+/// Version.
+pub fn version() -> VersionResponse {
+    VersionResponse {
+        version: KUBELET_API_VERSION.to_owned(),
+        runtime_name: RUNTIME_NAME.to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: CRI_VERSION.to_owned(),
+    }
+}
+
+/// Status.
+pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
+    let features = || RuntimeHandlerFeatures {
+        recursive_read_only_mounts: daemon.host.recursive_readonly,
+        // Linux 5.19 idmaps what a container's overlay lies on.
+        user_namespaces: daemon.host.kernel >= (5, 19),
+    };
+    let handlers = daemon.config().runtime.handlers.keys().cloned().collect::<Vec<_>>();
+    StatusResponse {
+        status: Some(RuntimeStatus { conditions: conditions() }),
+        info: if request.verbose { info(daemon) } else { HashMap::new() },
+        runtime_handlers: handlers
+            .into_iter()
+            .map(|name| RuntimeHandler { name, features: Some(features()) })
+            .collect(),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: true,
+        }),
+    }
+}
+
+/// kubelet starts pods on a node only where both hold.
+fn conditions() -> Vec<RuntimeCondition> {
+    let condition = |kind: &str, reason: &str, message: &str| RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: true,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
+    vec![
+        condition("RuntimeReady", "", ""),
+        condition(
+            "NetworkReady",
+            "LoopbackOnly",
+            "pods use the host's network or have a loopback interface only: this version runs no CNI plugins",
+        ),
+    ]
+}
+
+/// RuntimeConfig.
+pub fn runtime_config(daemon: &Daemon) -> RuntimeConfigResponse {
+    let driver = match daemon.driver {
+        Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+        Driver::Systemd => CgroupDriver::Systemd,
+    };
+    RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
+}
+
+/// UpdateRuntimeConfig: kubelet tells the pod CIDR, which CNI plugins get from elsewhere.
+pub fn update_runtime_config(request: &UpdateRuntimeConfigRequest) {
+    let config = request.runtime_config.as_ref();
+    let cidr =
+        config.and_then(|config| config.network_config.as_ref()).map(|network| network.pod_cidr.as_str());
+    tracing::info!(pod_cidr = cidr.unwrap_or_default(), "kubelet tells the pod network");
+}
+
+/// The effective configuration and what the host has, as JSON.
+fn info(daemon: &Daemon) -> HashMap<String, String> {
+    let config = serde_json::to_string(&*daemon.config()).unwrap_or_default();
+    let host = json!({
+        "kernel": format!("{}.{}", daemon.host.kernel.0, daemon.host.kernel.1),
+        "cgroup": format!("{:?}", daemon.hierarchies.mode()).to_lowercase(),
+        "monitor": daemon.program.path(),
+        "apparmor": daemon.host.apparmor,
+        "selinux": daemon.host.selinux,
+        "swapAccounting": daemon.host.swap_accounting,
+        "bootID": daemon.boot_id,
+    });
+    HashMap::from([("config".to_owned(), config), ("host".to_owned(), host.to_string())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubelet_accepts_the_version() {
+        let version = version();
+        assert_eq!(version.version, "0.1.0");
+        assert_eq!(version.runtime_api_version, "v1");
+        // It has to parse as a version: three numbers.
+        assert_eq!(version.runtime_version.split('.').filter(|part| part.parse::<u32>().is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn both_conditions_are_told() {
+        let kinds: Vec<_> = conditions().into_iter().map(|condition| condition.r#type).collect();
+        assert_eq!(kinds, ["RuntimeReady", "NetworkReady"]);
+    }
+}
