@@ -11,7 +11,7 @@ daemon=
 finish() {
     status=$?
     if [ -n "$daemon" ] && kill -0 "$daemon" 2>/dev/null; then
-        podwright pods --quiet 2>/dev/null | xargs -r podwright rm --force >/dev/null || :
+        podwright rm --force --all >/dev/null 2>&1 || :
         kill "$daemon" && wait "$daemon" || :
     fi
     [ "$status" -eq 0 ] || { echo "demo: failed; the daemon's log:" >&2; tail -n 40 "$demo/podwrightd.log" >&2; }
@@ -48,21 +48,21 @@ cni_conf_dirs = ["$demo/cni"]
 driver = "cgroupfs"
 runtime = "/${demo##*/}"
 T
-export PODWRIGHT_SOCKET=$demo/run/podwright.sock
+export PODWRIGHT_SOCKET=$demo/run/podwright.sock PODWRIGHT_LOG_DIR=$demo/log
 podwrightd --config "$demo/config.toml" >"$demo/podwrightd.log" 2>&1 &
 daemon=$!
 podwright version --wait 20 >/dev/null
 run podwright version
 
 say "A pod of one container, its output followed, gone at its end"
-run podwright run --rm --name hello busybox -- sh -c 'echo "hello from process $$ of $(hostname), root: $(ls / | tr "\n" " ")"; id'
+run podwright run --rm --network host --name hello busybox sh -c 'echo "hello from process $$ of $(hostname), root: $(ls / | tr "\n" " ")"; id'
 
 say "One that stays: limited, with a variable and a volume"
 mkdir "$demo/volume"
-run podwright run --detach --name clock --memory 64m --cpus 0.5 -e WHO=podwright -v "$demo/volume:/data" busybox -- \
+run podwright run --detach --name clock --memory 64m --cpus 0.5 -e WHO=podwright -v "$demo/volume:/data" busybox \
     sh -c 'n=0; while true; do n=$((n+1)); echo "tick $n for $WHO" | tee -a /data/ticks; sleep 0.2; done'
 run podwright ps
-run podwright exec clock -- sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; wc -l </data/ticks'
+run podwright exec clock sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; wc -l </data/ticks'
 run podwright logs --tail 3 clock
 
 say "The daemon is killed (kill -9). The pod does not notice, and the next daemon finds it"
@@ -75,6 +75,6 @@ run podwright ps
 run podwright logs --tail 2 clock
 
 say "Gone"
-run podwright stop --timeout 1 clock
+run podwright stop --time 1 clock
 run podwright rm clock
 run podwright pods

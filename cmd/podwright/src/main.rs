@@ -19,7 +19,9 @@ mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Runs pods from root filesystem directories, through the podwright daemon.
@@ -63,7 +65,11 @@ enum Verb {
     /// Say what this host lacks to run pods, and how to mend it.
     Doctor,
     /// Print the versions of this program and of the daemon.
-    Version,
+    Version {
+        /// Wait up to so many seconds for the daemon to answer.
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u64>,
+    },
     /// Print a completion script for a shell.
     Completion {
         /// Which shell.
@@ -92,7 +98,7 @@ async fn dispatch(arguments: Arguments) -> Outcome {
     let Arguments { socket, json, verb } = arguments;
     match verb {
         Verb::Doctor => doctor::doctor(&socket, json).await,
-        Verb::Version => version(&socket, json).await,
+        Verb::Version { wait } => version(&socket, json, wait).await,
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "podwright", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -109,14 +115,19 @@ async fn dispatch(arguments: Arguments) -> Outcome {
                 Verb::Rm(arguments) => remove::rm(client, arguments).await,
                 Verb::Inspect(arguments) => inspect::inspect(client, arguments).await,
                 Verb::Rootfs(verb) => rootfs::rootfs(client, verb, json).await,
-                Verb::Doctor | Verb::Version | Verb::Completion { .. } => Ok(ExitCode::SUCCESS),
+                Verb::Doctor | Verb::Version { .. } | Verb::Completion { .. } => Ok(ExitCode::SUCCESS),
             }
         }
     }
 }
 
 /// Prints this program's version and, where it answers, the daemon's.
-async fn version(socket: &std::path::Path, json: bool) -> Outcome {
+async fn version(socket: &std::path::Path, json: bool, wait_s: Option<u64>) -> Outcome {
+    if let Some(seconds) = wait_s {
+        tokio::time::timeout(Duration::from_secs(seconds), until_it_answers(socket)).await.with_context(
+            || format!("podwrightd did not answer at {} within {seconds} s", socket.display()),
+        )??;
+    }
     let daemon = match client::Client::connect(socket).await {
         Ok(mut client) => client.version().await.ok(),
         Err(_) => None,
@@ -136,4 +147,21 @@ async fn version(socket: &std::path::Path, json: bool) -> Outcome {
         None => output::line(&format!("daemon      no answer at {}", socket.display())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns once the daemon answers, woken by changes in its socket's directory.
+async fn until_it_answers(socket: &std::path::Path) -> anyhow::Result<()> {
+    let directory = socket.parent().context("a socket path has a directory")?;
+    let mut watch = watch::Watch::directory(directory)?;
+    loop {
+        if let Ok(mut client) = client::Client::connect(socket).await
+            && client.version().await.is_ok()
+        {
+            return Ok(());
+        }
+        // Between bind(2), which is seen, and listen(2), which is not, lies a moment: hence the limit.
+        if let Ok(changed) = tokio::time::timeout(Duration::from_millis(100), watch.changed()).await {
+            changed?;
+        }
+    }
 }
