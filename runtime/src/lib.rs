@@ -7,6 +7,7 @@ pub mod failure;
 pub mod hooks;
 pub mod lsm;
 pub mod monitor;
+mod namespaces;
 pub mod netns;
 pub mod plan;
 pub mod seccomp;
