@@ -14,8 +14,17 @@ use crate::error::Error;
 use crate::image;
 use crate::translate::{MountRequest, MountSource, Propagation, RequestedSource, SourcePropagation};
 
+/// A source, and the id of the image that it is of.
+#[derive(Debug)]
+pub struct Found {
+    /// For translation.
+    pub source: MountSource,
+    /// None: a path of the host.
+    pub image: Option<String>,
+}
+
 /// One source for each request, in their order.
-pub fn sources(library: &Library, requests: &[MountRequest]) -> Result<Vec<MountSource>, Error> {
+pub fn sources(library: &Library, requests: &[MountRequest]) -> Result<Vec<Found>, Error> {
     // Read only where somebody asks for propagation: the file is long on a node with many pods.
     let needed = requests.iter().any(|request| request.propagation != Propagation::Private);
     let mountinfo = if needed { read_mountinfo()? } else { String::new() };
@@ -23,17 +32,18 @@ pub fn sources(library: &Library, requests: &[MountRequest]) -> Result<Vec<Mount
         .iter()
         .enumerate()
         .map(|(index, request)| {
-            let path = match &request.source {
-                RequestedSource::Host(path) => host_path(index, path)?,
+            let (path, image) = match &request.source {
+                RequestedSource::Host(path) => (host_path(index, path)?, None),
                 RequestedSource::Image { reference, sub_path } => {
-                    image_path(library, index, reference, sub_path.as_deref())?
+                    let (path, id) = image_path(library, index, reference, sub_path.as_deref())?;
+                    (path, Some(id))
                 }
             };
             let propagation = match request.propagation {
                 Propagation::Private => SourcePropagation::Private,
                 _ => propagation_of(&mountinfo, &path),
             };
-            Ok(MountSource { path, propagation })
+            Ok(Found { source: MountSource { path, propagation }, image })
         })
         .collect()
 }
@@ -52,13 +62,13 @@ fn host_path(index: usize, path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// The tree of an image, or what lies in it at `sub_path`; no link in it leads out of it.
+/// The tree of an image, or what lies in it at `sub_path`, and the image's id. No link in it leads out of it.
 fn image_path(
     library: &Library,
     index: usize,
     reference: &str,
     sub_path: Option<&Path>,
-) -> Result<PathBuf, Error> {
+) -> Result<(PathBuf, String), Error> {
     let entry = library.resolve(reference).map_err(|error| image::resolve_error(reference, error))?;
     let sub_path = sub_path.unwrap_or(Path::new("."));
     let field = format!("config.mounts[{index}].image_sub_path");
@@ -73,7 +83,8 @@ fn image_path(
         Error::invalid(field.clone(), format!("{} in {reference}: {errno}", sub_path.display()))
     })?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened));
-    fs::read_link(link).map_err(|error| Error::invalid(field, error.to_string()))
+    let path = fs::read_link(link).map_err(|error| Error::invalid(field, error.to_string()))?;
+    Ok((path, entry.id))
 }
 
 fn read_mountinfo() -> Result<String, Error> {

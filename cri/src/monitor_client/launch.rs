@@ -154,7 +154,7 @@ fn seal(file: &mut File) -> io::Result<OwnedFd> {
 }
 
 /// The socket of a monitor in its pod's directory, listening.
-fn listen(run_dir: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn listen(run_dir: &Path) -> Result<OwnedFd, Errno> {
     let directory = open_dir(run_dir)?;
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;

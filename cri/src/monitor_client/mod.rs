@@ -294,3 +294,6 @@ impl Drop for Forget<'_> {
 fn trace_id() -> Option<String> {
     tracing::Span::current().id().map(|id| format!("{:x}", id.into_u64()))
 }
+
+#[cfg(test)]
+mod tests;

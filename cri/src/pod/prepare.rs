@@ -74,7 +74,7 @@ fn steps(
 
     let user = debug_span!("user_lookup").in_scope(|| look_up(container, &defaults, &entry))?;
     let identity = container.security.user.identity(&user);
-    let record = ContainerRecord {
+    let mut record = ContainerRecord {
         version: ContainerRecord::VERSION,
         id: new.id.clone(),
         sandbox: view.record.id.clone(),
@@ -95,8 +95,15 @@ fn steps(
         make_log_directory(directory)?;
     }
 
-    let mount_sources =
+    let found =
         debug_span!("mount_sources").in_scope(|| host_mounts::sources(&library, &container.mounts))?;
+    for (mount, found) in record.config.mounts.iter_mut().zip(&found) {
+        if let (Some(spec), Some(id)) = (&mut mount.image, &found.image) {
+            // Which image it was is reported back, whatever its name names later.
+            spec.image_ref.clone_from(id);
+        }
+    }
+    let mount_sources: Vec<_> = found.into_iter().map(|found| found.source).collect();
     let devices = devices(&container.devices)?;
     let localhost_seccomp = match &container.security.seccomp {
         Seccomp::Localhost(path) if !container.security.privileged => Some(read_profile(path)?),

@@ -27,7 +27,7 @@ pub struct MountRequest {
     pub destination: PathBuf,
     /// What is mounted.
     pub source: RequestedSource,
-    /// Not writable. Always so for images.
+    /// Not writable. Always so for images; a request that says otherwise is refused.
     pub readonly: bool,
     /// Nor anything that is mounted below it.
     pub recursive_readonly: bool,
@@ -104,10 +104,13 @@ fn parse_one(field: &str, mount: v1::Mount) -> Result<MountRequest, Error> {
     if image && propagation != Propagation::Private {
         return Err(Error::invalid(at("propagation"), "has to be private for an image"));
     }
+    if image && !mount.readonly {
+        return Err(Error::invalid(at("readonly"), "has to be set for an image: nothing writes to one"));
+    }
     Ok(MountRequest {
         destination,
         source,
-        readonly: mount.readonly || image,
+        readonly: mount.readonly,
         recursive_readonly: mount.recursive_read_only,
         propagation,
         selinux_relabel: mount.selinux_relabel,

@@ -146,6 +146,7 @@ fn an_image_volume_is_read_only_and_may_be_executed() {
         container_path: "/models".into(),
         image: Some(v1::ImageSpec { image: "models:1".into(), ..Default::default() }),
         image_sub_path: "v1/small".into(),
+        readonly: true,
         ..Default::default()
     }];
     let request = f.parse().unwrap().1.mounts.remove(0);
