@@ -110,8 +110,9 @@ const CONTAINER: &[(&str, Spoil)] = &[
     ("config.mounts[0].host_path: \"h\"", |f| mount(f).host_path = "h".into()),
     ("config.mounts[0].host_path: must be empty", |f| mount(f).image = Some(v1::ImageSpec::default())),
     ("config.mounts[0].readonly: has to be set", |f| {
-        mount(f).host_path.clear();
-        mount(f).image = Some(v1::ImageSpec { image: "models:1".into(), ..Default::default() });
+        let mount = mount(f);
+        mount.host_path.clear();
+        mount.image = Some(v1::ImageSpec { image: "models:1".into(), ..Default::default() });
     }),
     ("config.mounts[0].image.image: must name", |f| { mount(f).image = Some(v1::ImageSpec::default()); f.container.mounts[0].host_path.clear(); }),
     ("config.mounts[0].image_sub_path: goes with image only", |f| mount(f).image_sub_path = "x".into()),
