@@ -514,6 +514,59 @@ fn helper(name: &str, argument: &str) -> String {
 }
 
 #[test]
+fn systemd_makes_a_scope() {
+    if !Path::new("/run/systemd/private").exists() {
+        return skip("systemd does not run here");
+    }
+    let hierarchies = Hierarchies::detect().unwrap();
+    let name = format!("system.slice:podwright:test-{}", std::process::id());
+    let path = CgroupPath::parse(Some(Path::new(&name)), "", Driver::Systemd).unwrap();
+    let options = CreateOptions {
+        unit_properties: vec![
+            ("TimeoutStopSec".into(), "2".into()),
+            ("CollectMode".into(), "'inactive-or-failed'".into()),
+        ],
+        ..CreateOptions::default()
+    };
+    let mut cgroup = Cgroup::create(&hierarchies, &path, &options).unwrap();
+    assert!(cgroup.joins_by_parent_only());
+    cgroup
+        .apply(&limits(json!({
+            "memory": {"limit": 64 << 20}, "pids": {"limit": 50}, "cpu": {"shares": 512, "quota": 50_000, "period": 100_000},
+            "devices": [{"allow": false, "access": "rwm"}],
+        })))
+        .unwrap();
+    let mut child = shell("exec sleep 1000");
+    cgroup.join(child.id()).unwrap();
+    assert!(!cgroup.joins_by_parent_only());
+    let unit = format!("podwright-test-{}.scope", std::process::id());
+    let at = cgroup.directory_v2().unwrap().to_owned();
+    assert!(at.ends_with(Path::new("system.slice").join(&unit)), "{at:?}");
+    assert_eq!(cgroup.pids(true).unwrap(), [child.id()]);
+    assert_eq!(run_in(&mut cgroup, OPEN), "null\n");
+    let memory = |cgroup: &Cgroup| cgroup.stats_brief().unwrap().memory.limit;
+    assert_eq!(memory(&cgroup), Some(64 << 20));
+    // It is found again by its record, and systemd knows of the change.
+    let record = cgroup.record();
+    assert_eq!(record.unit.as_deref(), Some(unit.as_str()));
+    let cgroup = Cgroup::open_record(&record).unwrap();
+    cgroup.update(&limits(json!({"memory": {"limit": 32 << 20}}))).unwrap();
+    assert_eq!(memory(&cgroup), Some(32 << 20));
+    let shown = Command::new("systemctl").args(["show", "-p", "MemoryMax,TasksMax,Delegate", &unit]).output();
+    let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+    for expected in ["MemoryMax=33554432", "TasksMax=50", "Delegate=yes"] {
+        assert!(shown.contains(expected), "{shown}");
+    }
+    let used = Cgroup::create(&hierarchies, &path, &CreateOptions::default()).unwrap_err().to_string();
+    assert!(used.contains("container's cgroup is not empty"), "{used}");
+    cgroup.kill_all(soon()).unwrap();
+    child.wait().unwrap();
+    cgroup.remove(soon()).unwrap();
+    cgroup.remove(soon()).unwrap();
+    assert!(!at.exists());
+}
+
+#[test]
 fn the_cost_of_a_cgroup() {
     let mut scratch = Scratch::new();
     let usual = limits(json!({

@@ -11,12 +11,18 @@ use super::{Cgroup, Controller, LimitError, Limits, create, devices, ebpf, refus
 impl Cgroup {
     /// The limits of a new container, and its devices: the spec's rules followed by every container's defaults.
     pub fn apply(&mut self, limits: &Limits) -> Result<(), Failure> {
+        if self.scope.as_mut().is_some_and(|scope| scope.note(limits)) {
+            return Ok(());
+        }
         self.write_limits(limits)?;
         self.set_devices(&devices::with_defaults(limits.devices.as_deref()))
     }
 
     /// New limits for a running container. What `limits` does not name stays; devices too, if it has no rules.
     pub fn update(&self, limits: &Limits) -> Result<(), Failure> {
+        if let Some(scope) = &self.scope {
+            scope.update(limits, self.is_v1())?;
+        }
         self.write_limits(limits)?;
         match &limits.devices {
             Some(rules) => self.set_devices(&devices::with_defaults(Some(rules))),

@@ -39,6 +39,9 @@ impl Cgroup {
         path: &CgroupPath,
         options: &CreateOptions,
     ) -> Result<Self, Failure> {
+        if let CgroupPath::Systemd { slice, unit } = path {
+            return Self::prepare_unit(hierarchies, path, (slice, unit), options);
+        }
         let mut undo = Made::default();
         let made = make_all(hierarchies, path, options, &mut undo);
         if made.is_err() {
@@ -65,6 +68,9 @@ impl Cgroup {
 
     /// Moves a process into every hierarchy. It may take milliseconds; see [`join_self_v1`](Self::join_self_v1).
     pub fn join(&mut self, pid: u32) -> Result<(), Failure> {
+        if self.joins_by_parent_only() {
+            return self.start_unit(Some(pid));
+        }
         self.join_v1(pid)?;
         self.v2.as_ref().map_or(Ok(()), |dir| enter(dir, pid))
     }
@@ -137,7 +143,8 @@ fn make_all(
         Some(Err(failure)) if tolerated(&failure) => None,
         Some(Err(failure)) => return Err(failure),
     };
-    let cgroup = Cgroup { v1, v2, made_ancestors: undo.ancestors.clone(), rootless: options.rootless };
+    let cgroup =
+        Cgroup { v1, v2, made_ancestors: undo.ancestors.clone(), rootless: options.rootless, scope: None };
     if undo.found_existing && options.existing == Existing::Empty {
         refuse_used(&cgroup)?;
     }
@@ -145,7 +152,7 @@ fn make_all(
 }
 
 /// runc's two checks, in its words: tools match on them.
-fn refuse_used(cgroup: &Cgroup) -> Result<(), Failure> {
+pub(super) fn refuse_used(cgroup: &Cgroup) -> Result<(), Failure> {
     let pids = cgroup.pids(true)?;
     if !pids.is_empty() {
         let message = format!("container's cgroup is not empty: {} process(es) found", pids.len());
@@ -157,7 +164,7 @@ fn refuse_used(cgroup: &Cgroup) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_v1(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<Dir, Failure> {
+pub(super) fn make_v1(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<Dir, Failure> {
     let target = path.directory(hierarchy, false).map_err(|error| refused(&error))?;
     let first_new = undo.directories.len();
     undo.make(&target, &hierarchy.mount)?;
@@ -170,7 +177,7 @@ fn make_v1(hierarchy: &Hierarchy, path: &CgroupPath, undo: &mut Made) -> Result<
     Ok(dir)
 }
 
-fn make_v2(
+pub(super) fn make_v2(
     hierarchy: &Hierarchy,
     path: &CgroupPath,
     with_controllers: bool,
@@ -254,7 +261,7 @@ fn inherit(at: &Path, mount: &Path, file: &str) -> Result<String, Failure> {
 }
 
 /// One write of a pid. A process that is gone already is not in our way: its exit is seen elsewhere.
-fn enter(dir: &Dir, pid: u32) -> Result<(), Failure> {
+pub(super) fn enter(dir: &Dir, pid: u32) -> Result<(), Failure> {
     dir.set("cgroup.procs", &pid.to_string())
 }
 
@@ -275,10 +282,10 @@ fn holder(dir: &Dir, pid: u32) -> Option<Dir> {
 
 /// Directories that were made, in order, so that they can be taken back.
 #[derive(Default)]
-struct Made {
+pub(super) struct Made {
     directories: Vec<PathBuf>,
     /// Those of them that are parents of the cgroup proper.
-    ancestors: Vec<PathBuf>,
+    pub(super) ancestors: Vec<PathBuf>,
     /// Some hierarchy had the cgroup already.
     found_existing: bool,
 }
@@ -328,7 +335,7 @@ impl Made {
     }
 
     /// Best effort: the failure that led here is the one to report.
-    fn take_back(&self) {
+    pub(super) fn take_back(&self) {
         for path in self.directories.iter().rev() {
             let _ = rustix::fs::rmdir(path);
         }

@@ -55,7 +55,7 @@ impl Access {
         (bits != 0).then_some(Self(bits))
     }
 
-    fn letters(self) -> String {
+    pub(super) fn letters(self) -> String {
         [('r', Self::READ), ('w', Self::WRITE), ('m', Self::MKNOD)]
             .into_iter()
             .filter_map(|(letter, bit)| (self.0 & bit.0 != 0).then_some(letter))
@@ -199,6 +199,25 @@ fn exceptions(rules: &[Rule]) -> Result<Exceptions, LimitError> {
         }
     }
     Ok(now)
+}
+
+/// What a list of rules comes to, for who only knows lists of what is allowed.
+pub(super) enum Allowed {
+    /// These devices and accesses, and nothing else.
+    These(Vec<Rule>),
+    /// Every device.
+    Everything,
+    /// No list says it.
+    Otherwise,
+}
+
+/// See [`Allowed`].
+pub(super) fn allowed(rules: &[Rule]) -> Allowed {
+    match exceptions(rules) {
+        Ok(Exceptions { default_allow: false, list }) => Allowed::These(list),
+        Ok(Exceptions { default_allow: true, list }) if list.is_empty() => Allowed::Everything,
+        _ => Allowed::Otherwise,
+    }
 }
 
 /// What is written to `devices.allow` and `devices.deny` of a cgroup in any state: the default first, which clears the exceptions.

@@ -20,11 +20,12 @@
 //! v1 has none of these. The v1 freezer is joined and thawed, so that what others freeze
 //! there still dies and resumes, but we do not freeze with it where v2 is mounted.
 //!
-//! **systemd** ([`systemd`]): create only notes the unit; join asks systemd to start the scope around the process, since a scope
+//! **systemd** (`systemd.rs`): create only notes the unit; join asks systemd to start the scope around the process, since a scope
 //! cannot be empty. Limits applied before that travel with the request.
 
 mod apply;
 mod create;
+mod dbus;
 pub mod devices;
 pub mod ebpf;
 pub(crate) mod files;
@@ -37,6 +38,8 @@ mod path;
 mod pids;
 mod remove;
 mod stats;
+mod systemd;
+mod variant;
 mod wait;
 mod writes;
 
@@ -72,6 +75,8 @@ pub struct Cgroup {
     made_ancestors: Vec<PathBuf>,
     /// Permission errors are expected: an unprivileged user gets the hierarchies that were delegated.
     rootless: bool,
+    /// The systemd unit, where systemd makes it.
+    scope: Option<systemd::Scope>,
 }
 
 /// What finds a cgroup again after a restart: kept in a container's state on disk.
@@ -109,7 +114,11 @@ impl Cgroup {
             let directory = path.directory(hierarchy, v2).map_err(|error| refused(&error))?;
             places.push((directory, hierarchy.controllers.clone(), hierarchy.label.clone()));
         }
-        Self::open_places(places)
+        let mut cgroup = Self::open_places(places)?;
+        if let CgroupPath::Systemd { unit, .. } = path {
+            cgroup.scope = Some(systemd::Scope::running(unit.clone()));
+        }
+        Ok(cgroup)
     }
 
     /// An existing cgroup by its record. Directories that are gone are left out; all gone is ENOENT.
@@ -128,11 +137,13 @@ impl Cgroup {
         let mut cgroup = Self::open_places(places)?;
         cgroup.made_ancestors.clone_from(&record.made_ancestors);
         cgroup.rootless = record.rootless;
+        cgroup.scope = record.unit.clone().map(systemd::Scope::running);
         Ok(cgroup)
     }
 
     fn open_places(places: Vec<(PathBuf, Vec<Controller>, String)>) -> Result<Self, Failure> {
-        let mut cgroup = Self { v1: Vec::new(), v2: None, made_ancestors: Vec::new(), rootless: false };
+        let mut cgroup =
+            Self { v1: Vec::new(), v2: None, made_ancestors: Vec::new(), rootless: false, scope: None };
         let mut missing = None;
         for (path, controllers, label) in places {
             match Dir::open(path, controllers, label) {
@@ -155,7 +166,7 @@ impl Cgroup {
                 .dirs()
                 .map(|dir| RecordedDirectory { hierarchy: dir.label.clone(), path: dir.path.clone() })
                 .collect(),
-            unit: None,
+            unit: self.scope.as_ref().map(|scope| scope.unit.clone()),
             made_ancestors: self.made_ancestors.clone(),
             rootless: self.rootless,
         }
@@ -169,6 +180,11 @@ impl Cgroup {
     /// For `CLONE_INTO_CGROUP` (clone3(2)). None: every hierarchy is v1, and [`join`](Self::join) is the way in.
     pub fn dirfd_v2(&self) -> Option<BorrowedFd<'_>> {
         self.v2.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether only the parent can put a new process in, by [`join`](Self::join): a systemd scope starts around a process.
+    pub fn joins_by_parent_only(&self) -> bool {
+        self.scope.as_ref().is_some_and(systemd::Scope::is_pending)
     }
 
     /// The directory of `controller`'s hierarchy, for messages and for what reads single files there.
@@ -199,7 +215,7 @@ impl Cgroup {
             .map(|dir| if !in_v2 && dir.has(Controller::Freezer) { dir.child(name) } else { dir.share() })
             .collect::<Result<_, _>>()?;
         let v2 = self.v2.as_ref().map(|dir| dir.child(name)).transpose()?;
-        Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless })
+        Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless, scope: None })
     }
 
     /// An existing cgroup below this one in every hierarchy, as `wright exec --cgroup` names it.
@@ -211,7 +227,7 @@ impl Cgroup {
         }
         let v1 = self.v1.iter().map(|dir| dir.below(path)).collect::<Result<_, _>>()?;
         let v2 = self.v2.as_ref().map(|dir| dir.below(path)).transpose()?;
-        Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless })
+        Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless, scope: None })
     }
 
     /// Every directory, v1 first.

@@ -15,6 +15,9 @@ impl Cgroup {
     /// Removes it in every hierarchy, with what the container made below it. Processes that are on their way out are
     /// waited for until the deadline; nothing is killed. What is gone already is no error.
     pub fn remove(&self, deadline: Instant) -> Result<(), Failure> {
+        if let Some(scope) = &self.scope {
+            scope.stop()?;
+        }
         let mut waited = false;
         for dir in self.dirs().filter(|dir| dir.owned) {
             loop {
