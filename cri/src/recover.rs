@@ -24,7 +24,7 @@ use tracing::debug_span;
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
 use crate::monitor_client::{self, Connected, MonitorClient};
-use crate::pod::{self, ContainerState, ContainerView, PodTask, PodView};
+use crate::pod::{self, ContainerState, ContainerView, Directories, PodTask, PodView};
 use crate::records::{self, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::store::Name;
 use crate::translate::{ContainerMetadata, Defaults, Pod};
@@ -99,21 +99,35 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
                 None => (Vec::new(), Vec::new()),
             };
             take_apart(daemon, id, containers).await?;
-            let dirs = daemon.directories(id);
+            let (daemon, id) = (daemon.clone(), id.to_owned());
             blocking(debug_span!("remove_files"), move || {
-                runtime::cgroup::remove_ancestors(&made);
+                let dirs = daemon.directories(&id);
+                pod::remove_cgroups(&daemon, &id, &made);
                 imageless::rootfs::remove_dir(&dirs.state)
                     .map_err(|error| Error::internal(format!("remove {}", dirs.state.display()), error))
             })
             .await
         }
+        // A disk that cannot be read now is no reason to end a pod.
+        Err(error @ Error::Io { .. }) => Err(error),
         Err(error) => {
-            tracing::error!(pod = %id, error = %error.sentence(), "its record cannot be read: it is taken apart and set aside");
-            take_apart(daemon, id, Vec::new()).await?;
+            let error = error.sentence();
+            tracing::error!(pod = %id, error, "its record cannot be used: it is taken apart and set aside");
+            let containers = {
+                let dirs = daemon.directories(id);
+                blocking(debug_span!("recover_read"), move || Ok(readable_containers(&dirs))).await?
+            };
+            take_apart(daemon, id, containers).await?;
             let (daemon, id) = (daemon.clone(), id.to_owned());
             blocking(debug_span!("set_aside"), move || set_aside(&daemon, &id)).await
         }
     }
+}
+
+/// The containers of a pod whose own record is lost, as far as theirs can be read: their cgroups have to be emptied.
+fn readable_containers(dirs: &Directories) -> Vec<ContainerRecord> {
+    let ids = container_ids(&dirs.state).unwrap_or_default();
+    ids.iter().filter_map(|id| ContainerRecord::read(&dirs.container(id)).ok()).collect()
 }
 
 /// Ends whatever monitor there is and takes its leavings off the host.

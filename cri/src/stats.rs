@@ -206,7 +206,7 @@ fn open(daemon: &Daemon, view: &ContainerView) -> Option<Cgroup> {
 }
 
 /// One container. None: its cgroup is gone.
-fn read(daemon: &Daemon, view: &ContainerView, psi: bool) -> Option<ContainerStats> {
+fn read(daemon: &Arc<Daemon>, view: &ContainerView, psi: bool) -> Option<ContainerStats> {
     let cgroup = open(daemon, view)?;
     let stats = if psi { cgroup.stats() } else { cgroup.stats_brief() };
     let stats = match stats {
@@ -277,10 +277,21 @@ fn pressure(pressure: Pressure) -> PsiStats {
     PsiStats { full: Some(line(pressure.full)), some: Some(line(pressure.some)) }
 }
 
-/// What the container wrote into its root. Walks it, if it has not been for a while.
-fn writable_layer(daemon: &Daemon, view: &ContainerView) -> Option<FilesystemUsage> {
+/// What the container wrote into its root. Only the first caller waits for a walk; later ones get the last figure, and
+/// have it renewed for the next.
+fn writable_layer(daemon: &Arc<Daemon>, view: &ContainerView) -> Option<FilesystemUsage> {
     let upper = upper(daemon, view);
-    match daemon.samples.layers.usage(&upper) {
+    let usage = match daemon.samples.layers.last(&upper) {
+        None => daemon.samples.layers.usage(&upper),
+        Some(figure) => {
+            if figure.at.elapsed().is_ok_and(|age| age > imageless::usage::FRESH) {
+                let (daemon, upper) = (daemon.clone(), upper.clone());
+                tokio::task::spawn_blocking(move || daemon.samples.layers.usage(&upper).map(drop));
+            }
+            Ok(figure)
+        }
+    };
+    match usage {
         Ok(usage) => Some(FilesystemUsage {
             timestamp: now_ns(),
             fs_id: Some(FilesystemIdentifier { mountpoint: upper.to_string_lossy().into_owned() }),

@@ -153,11 +153,6 @@ fn mount_shm(path: &Path, pod: &Pod) -> Result<(), Error> {
     })
 }
 
-/// Removes empty cgroup directories that were made for a pod.
-pub(super) fn remove_cgroups(made: &[PathBuf]) {
-    runtime::cgroup::remove_ancestors(made);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -79,7 +79,7 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
     undo.push_blocking("cgroups", {
         let made = record.made_cgroups.clone();
         move || {
-            files::remove_cgroups(&made);
+            runtime::cgroup::remove_ancestors(&made);
             Ok::<(), Error>(())
         }
     });
