@@ -149,7 +149,11 @@ impl Join {
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failure)?;
         match sys::namespace_type(file.as_fd()) {
             Ok(found) if found.unsigned_abs() == kind.flag() => {}
-            Ok(_) => return Err(failure(Errno::INVAL).with_message(format!("is not a {} namespace", kind.proc_name()))),
+            Ok(_) => {
+                return Err(
+                    failure(Errno::INVAL).with_message(format!("is not a {} namespace", kind.proc_name()))
+                );
+            }
             Err(_) => return Err(failure(Errno::INVAL).with_message("is not a namespace")),
         }
         Ok(Self { kind, file, path: path.to_string_lossy().into_owned() })
@@ -242,7 +246,8 @@ mod tests {
         assert_eq!(route.pid.unwrap().kind, NamespaceKind::Pid);
         assert_eq!(route.joined.len(), 1);
 
-        let mapped = Namespaces { new: vec![NamespaceKind::User, NamespaceKind::Pid], ..Namespaces::default() };
+        let mapped =
+            Namespaces { new: vec![NamespaceKind::User, NamespaceKind::Pid], ..Namespaces::default() };
         assert!(!Route::open(&mapped).unwrap().intermediate);
         let mixed = Namespaces { join: vec![own(NamespaceKind::Network)], ..mapped };
         assert!(Route::open(&mixed).unwrap().intermediate);
