@@ -11,6 +11,7 @@ mod namespaces;
 pub mod netns;
 pub mod plan;
 pub mod seccomp;
+pub mod signal;
 pub mod spec;
 pub mod state;
 mod sys;

@@ -12,6 +12,7 @@ mod exec;
 mod fds;
 mod mount;
 pub(crate) mod seccomp;
+pub(crate) mod signal;
 mod tty;
 
 pub(crate) use attributes::{
