@@ -279,3 +279,6 @@ async fn remove_half_made(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
