@@ -1,1 +1,16 @@
-//! CRI calls against the real daemon.
+//! CRI calls against the real daemon on the real kernel: one file for each family of behaviour.
+
+mod bad_input;
+mod containers;
+mod daemon;
+mod events;
+mod exec;
+mod images;
+mod isolation;
+mod leaks;
+mod limits;
+mod logs;
+mod person;
+mod pods;
+mod stats;
+mod wire;

@@ -40,6 +40,7 @@ pub struct ExecOutput {
 pub struct Client {
     tokio: Runtime,
     socket: PathBuf,
+    channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     image: ImageServiceClient<Channel>,
 }
@@ -112,15 +113,34 @@ impl Client {
         let runtime = RuntimeServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-        let image = ImageServiceClient::new(channel)
+        let image = ImageServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-        Ok(Self { tokio, socket: path.to_owned(), runtime, image })
+        Ok(Self { tokio, socket: path.to_owned(), channel, runtime, image })
     }
 
     /// The socket this client is connected to.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Sends an empty request to any method by its path, such as `/runtime.v1.RuntimeService/Version`, also to
+    /// those the binding does not know. An answer that does not come within a second counts as one.
+    pub fn raw_call(&self, path: &'static str) -> Result<(), Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        let call = async {
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let path = http::uri::PathAndQuery::from_static(path);
+            let codec = tonic_prost::ProstCodec::<(), ()>::default();
+            grpc.unary(tonic::Request::new(()), path, codec).await.map(drop)
+        };
+        self.tokio.block_on(async { tokio::time::timeout(seconds(1), call).await.unwrap_or(Ok(())) })
+    }
+
+    /// Listens to events from now on.
+    pub fn subscribe(&self) -> Result<Events<'_>, Status> {
+        let call = async { self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await };
+        Ok(Events { client: self, stream: self.tokio.block_on(call)?.into_inner() })
     }
 
     /// Sends `RunPodSandbox` and drops the connection's interest in it after `patience`, as a client does
@@ -243,9 +263,28 @@ impl Client {
     ) -> Result<v1::ContainerStatus> {
         let left = deadline.left().unwrap_or_default();
         self.tokio
-            .block_on(tokio::time::timeout(left, self.state_reached(id, state)))
+            .block_on(async { tokio::time::timeout(left, self.state_reached(id, state)).await })
             .with_context(|| format!("container {id} did not become {}", state.as_str_name()))?
             .with_context(|| format!("waiting for container {id}"))
+    }
+
+    /// Blocks until the sandbox is in `state`, woken like [`Self::wait_for_state`].
+    pub fn wait_for_pod_state(&self, id: &str, state: v1::PodSandboxState, deadline: Deadline) -> Result<()> {
+        let reached = async {
+            let mut events = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await.ok();
+            loop {
+                let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+                let reply = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
+                if reply.status.is_some_and(|status| status.state == state as i32) {
+                    return Ok::<_, Status>(());
+                }
+                wake(&mut events).await;
+            }
+        };
+        self.tokio
+            .block_on(async { tokio::time::timeout(deadline.left().unwrap_or_default(), reached).await })
+            .with_context(|| format!("pod {id} did not become {}", state.as_str_name()))?
+            .with_context(|| format!("waiting for pod {id}"))
     }
 
     async fn state_reached(
@@ -262,13 +301,41 @@ impl Client {
             {
                 return Ok(status);
             }
-            match events.as_mut() {
-                Some(stream) => match stream.get_mut().message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => events = None,
-                },
-                None => tokio::time::sleep(RELIST_INTERVAL).await,
+            wake(&mut events).await;
+        }
+    }
+}
+
+type EventStream = tonic::Streaming<v1::ContainerEventResponse>;
+
+/// Returns with the next event, or after a while where there are none.
+async fn wake(events: &mut Option<tonic::Response<EventStream>>) {
+    match events.as_mut() {
+        Some(stream) => {
+            if !matches!(stream.get_mut().message().await, Ok(Some(_))) {
+                *events = None;
             }
         }
+        None => tokio::time::sleep(RELIST_INTERVAL).await,
+    }
+}
+
+/// What happens to pods and containers, as it is told.
+#[derive(Debug)]
+pub struct Events<'client> {
+    client: &'client Client,
+    stream: EventStream,
+}
+
+impl Events<'_> {
+    /// Blocks until the next event.
+    pub fn next(&mut self, deadline: Deadline) -> Result<v1::ContainerEventResponse> {
+        let left = deadline.left().unwrap_or_default();
+        let stream = &mut self.stream;
+        self.client
+            .tokio
+            .block_on(async { tokio::time::timeout(left, stream.message()).await })
+            .context("no event came before the deadline")??
+            .context("the daemon ended the events")
     }
 }

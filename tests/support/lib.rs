@@ -18,10 +18,10 @@ pub mod skip;
 pub mod snapshot;
 pub mod watch;
 
-pub use client::{Client, ExecOutput};
+pub use client::{Client, Events, ExecOutput};
 pub use deadline::{Deadline, seconds};
 pub use node::{Node, NodeOptions};
-pub use pod::{ContainerBuilder, Pod, PodBuilder};
+pub use pod::{Container, ContainerBuilder, Pod, PodBuilder};
 pub use root::BusyboxRoot;
 pub use snapshot::HostSnapshot;
 

@@ -4,12 +4,12 @@
 //! end cleanly fails its test. Whatever a broken daemon leaves (processes, mounts, cgroups) is cleared
 //! away afterwards, so that one failure does not spoil the tests that follow.
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,6 +26,8 @@ pub struct NodeOptions {
     pub extra_config: String,
     /// Lines for the table `[rootfs.aliases]`: a reference and the entry it names.
     pub aliases: Vec<(String, String)>,
+    /// Puts the state directory on a tmpfs of so many bytes, which a test can fill.
+    pub state_limit_bytes: Option<u64>,
     /// Environment of the daemon beyond the test's own.
     pub environment: Vec<(String, String)>,
 }
@@ -36,7 +38,7 @@ pub struct Node {
     directory: TempDir,
     unique: String,
     environment: Vec<(String, String)>,
-    daemon: RefCell<Option<Child>>,
+    daemon: Mutex<Option<Child>>,
     notify: UnixDatagram,
 }
 
@@ -56,13 +58,19 @@ impl Node {
             fs::create_dir(directory.path().join(name))?;
         }
         fs::write(directory.path().join("config.toml"), configuration(directory.path(), &unique, options))?;
+        if let Some(limit) = options.state_limit_bytes {
+            let size = std::ffi::CString::new(format!("size={limit}"))?;
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("tmpfs", directory.path().join("state"), "tmpfs", flags, size.as_c_str())
+                .context("mount a tmpfs")?;
+        }
         BusyboxRoot::bare(&directory.path().join("roots"), "busybox")?;
         let notify = UnixDatagram::bind(directory.path().join("notify"))?;
         let node = Self {
             directory,
             unique,
             environment: options.environment.clone(),
-            daemon: RefCell::new(None),
+            daemon: Mutex::new(None),
             notify,
         };
         node.launch()?;
@@ -109,14 +117,18 @@ impl Node {
         Client::connect(&self.socket())
     }
 
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The daemon's process id.
     pub fn daemon_pid(&self) -> Result<u32> {
-        Ok(self.daemon.borrow().as_ref().context("the daemon is not running")?.id())
+        Ok(self.child().as_ref().context("the daemon is not running")?.id())
     }
 
     /// The processes of this node but the daemon: monitors, pauses, containers.
     pub fn pod_processes(&self) -> Result<Vec<process::Process>> {
-        let daemon = self.daemon.borrow().as_ref().map(Child::id);
+        let daemon = self.child().as_ref().map(Child::id);
         let directory = self.path().to_string_lossy().into_owned();
         let mut found = process::belonging_to(&self.unique)?;
         found.extend(process::belonging_to(&directory)?);
@@ -145,7 +157,7 @@ impl Node {
 
     /// Kills the daemon on the spot and waits until it is gone. Pods live on.
     pub fn kill9(&self) -> Result<()> {
-        let mut child = self.daemon.borrow_mut().take().context("the daemon is not running")?;
+        let mut child = self.child().take().context("the daemon is not running")?;
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -154,7 +166,7 @@ impl Node {
     /// Asks the daemon to end and returns how it did. Pods live on.
     pub fn terminate(&self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        let mut child = self.daemon.borrow_mut().take().context("the daemon is not running")?;
+        let mut child = self.child().take().context("the daemon is not running")?;
         let ended = process::wait_gone(child.id(), Deadline::in_seconds(20));
         if ended.is_err() {
             child.kill()?;
@@ -166,7 +178,7 @@ impl Node {
 
     /// Starts the daemon (again) and waits until it serves.
     pub fn launch(&self) -> Result<()> {
-        ensure!(self.daemon.borrow().is_none(), "the daemon is running already");
+        ensure!(self.child().is_none(), "the daemon is running already");
         let log = File::options().create(true).append(true).open(self.daemon_log())?;
         let mut child = Command::new(binaries::find("podwrightd")?)
             .arg("--config")
@@ -183,7 +195,7 @@ impl Node {
             let _ = child.wait();
             return Err(error.context(format!("podwrightd did not start; its log:\n{}", self.log_tail())));
         }
-        *self.daemon.borrow_mut() = Some(child);
+        *self.child() = Some(child);
         Ok(())
     }
 
@@ -236,7 +248,7 @@ impl Node {
 
     /// Ends everything and reports what was not in order.
     fn finish(&self) -> Result<()> {
-        if self.daemon.borrow().is_none() {
+        if self.child().is_none() {
             self.launch().context("start podwrightd once more, to clean up")?;
         }
         let removed = self.remove_all_pods();
@@ -250,7 +262,7 @@ impl Node {
 
     /// Kills, unmounts and removes whatever still bears this node's name.
     fn sweep(&self) {
-        if let Some(mut child) = self.daemon.borrow_mut().take() {
+        if let Some(mut child) = self.child().take() {
             let _ = child.kill();
             let _ = child.wait();
         }
