@@ -36,7 +36,7 @@ lane() {
     shift
     : >"$skips"
     echo "== lane $lane"
-    PODWRIGHT_TEST_SKIPS=$skips "$@" 2>&1 | tee "$log" | grep -Ev '^(test .* \.\.\. ok|running [0-9]+ tests?|)$'
+    RUST_LIB_BACKTRACE=0 PODWRIGHT_TEST_SKIPS=$skips "$@" 2>&1 | tee "$log" | grep -Ev '^(test .* \.\.\. ok|running [0-9]+ tests?|)$'
     status=${PIPESTATUS[0]}
     count "$lane" "$status" "$log" "$skips"
 }

@@ -49,7 +49,7 @@ const PODS: [Change<v1::PodSandboxConfig>; 16] = [
         |config| {
             drop(
                 config.linux.get_or_insert_default().sysctls.insert("net/../kernel/panic".into(), "1".into()),
-            )
+            );
         },
         "sysctl",
     ),
@@ -142,7 +142,7 @@ const CONTAINERS: [Change<v1::ContainerConfig>; 29] = [
         "an unknown capability",
         |config| {
             security(config).capabilities =
-                Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() })
+                Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() });
         },
         "FLY",
     ),
@@ -156,7 +156,7 @@ const CONTAINERS: [Change<v1::ContainerConfig>; 29] = [
                 container_path: "/dev/x".into(),
                 host_path: "/dev/null".into(),
                 permissions: "rx".into(),
-            })
+            });
         },
         "permissions",
     ),

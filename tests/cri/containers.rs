@@ -228,20 +228,20 @@ fn lists_are_filtered() -> Outcome {
     let default = v1::ContainerFilter::default;
     assert_eq!(
         list(v1::ContainerFilter { id: running.id[..10].to_owned(), ..default() })?,
-        [running.id.clone()]
+        std::slice::from_ref(&running.id)
     );
     assert_eq!(
         list(v1::ContainerFilter { pod_sandbox_id: two.id.clone(), ..default() })?,
-        [created.id.clone()]
+        std::slice::from_ref(&created.id)
     );
     assert_eq!(
         list(v1::ContainerFilter { label_selector: labels(&[("l", "1")]), ..default() })?,
-        [running.id.clone()]
+        std::slice::from_ref(&running.id)
     );
     let wanted = state(v1::ContainerState::ContainerCreated);
-    assert_eq!(list(v1::ContainerFilter { state: wanted, ..default() })?, [created.id.clone()]);
+    assert_eq!(list(v1::ContainerFilter { state: wanted, ..default() })?, std::slice::from_ref(&created.id));
     let wanted = state(v1::ContainerState::ContainerRunning);
-    assert_eq!(list(v1::ContainerFilter { state: wanted, ..default() })?, [running.id.clone()]);
+    assert_eq!(list(v1::ContainerFilter { state: wanted, ..default() })?, std::slice::from_ref(&running.id));
     Ok(())
 }
 

@@ -97,7 +97,7 @@ fn a_corrupt_record_is_set_aside() -> Outcome {
     fs::write(node.pod_state(&broken).join("sandbox.json"), "{ half a rec")?;
     node.launch()?;
     let ids: Vec<_> = node.client()?.pods()?.into_iter().map(|pod| pod.id).collect();
-    assert_eq!(ids, [pod.id.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&pod.id));
     assert!(node.log_tail().contains(&broken), "the log says which:\n{}", node.log_tail());
     Ok(())
 }

@@ -5,16 +5,16 @@ use std::fs;
 use podwright_tests::{BusyboxRoot, Client, Node, NodeOptions, Outcome, PodBuilder, v1};
 use tonic::{Code, Status};
 
-fn spec(reference: &str) -> Option<v1::ImageSpec> {
-    Some(v1::ImageSpec { image: reference.to_owned(), ..Default::default() })
+fn spec(reference: &str) -> v1::ImageSpec {
+    v1::ImageSpec { image: reference.to_owned(), ..Default::default() }
 }
 
 fn status(client: &Client, reference: &str) -> Result<Option<v1::Image>, Status> {
-    Ok(client.image_status(v1::ImageStatusRequest { image: spec(reference), verbose: false })?.image)
+    Ok(client.image_status(v1::ImageStatusRequest { image: Some(spec(reference)), verbose: false })?.image)
 }
 
 fn pull(client: &Client, reference: &str) -> Result<String, Status> {
-    let request = v1::PullImageRequest { image: spec(reference), ..Default::default() };
+    let request = v1::PullImageRequest { image: Some(spec(reference)), ..Default::default() };
     Ok(client.pull_image(request)?.image_ref)
 }
 
@@ -62,10 +62,10 @@ fn remove_unregisters_until_the_next_pull() -> Outcome {
     let node = Node::start()?;
     let client = node.client()?;
     let id = pull(&client, "busybox")?;
-    client.remove_image(v1::RemoveImageRequest { image: spec(&id) })?;
+    client.remove_image(v1::RemoveImageRequest { image: Some(spec(&id)) })?;
     assert_eq!(status(&client, "busybox")?, None);
     assert!(list(&client)?.is_empty());
-    client.remove_image(v1::RemoveImageRequest { image: spec(&id) })?;
+    client.remove_image(v1::RemoveImageRequest { image: Some(spec(&id)) })?;
     assert!(node.roots().join("busybox/bin/busybox").exists(), "the directory stays");
     node.restart()?;
     let client = node.client()?;

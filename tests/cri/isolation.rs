@@ -2,8 +2,8 @@
 
 use podwright_tests::{ContainerBuilder, Node, Outcome, Pod, PodBuilder, v1};
 
-fn profile(kind: v1::security_profile::ProfileType) -> Option<v1::SecurityProfile> {
-    Some(v1::SecurityProfile { profile_type: kind as i32, ..Default::default() })
+fn profile(kind: v1::security_profile::ProfileType) -> v1::SecurityProfile {
+    v1::SecurityProfile { profile_type: kind as i32, ..Default::default() }
 }
 
 fn drop_all(builder: ContainerBuilder<'_>) -> ContainerBuilder<'_> {
@@ -19,12 +19,13 @@ fn drop_all(builder: ContainerBuilder<'_>) -> ContainerBuilder<'_> {
 fn confined(builder: ContainerBuilder<'_>) -> ContainerBuilder<'_> {
     builder.security(|security| {
         security.no_new_privs = true;
-        security.seccomp = profile(v1::security_profile::ProfileType::RuntimeDefault);
+        security.seccomp = Some(profile(v1::security_profile::ProfileType::RuntimeDefault));
     })
 }
 
 fn unconfined(builder: ContainerBuilder<'_>) -> ContainerBuilder<'_> {
-    builder.security(|security| security.seccomp = profile(v1::security_profile::ProfileType::Unconfined))
+    builder
+        .security(|security| security.seccomp = Some(profile(v1::security_profile::ProfileType::Unconfined)))
 }
 
 fn masked(builder: ContainerBuilder<'_>) -> ContainerBuilder<'_> {

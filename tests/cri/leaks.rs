@@ -9,10 +9,10 @@ fn count() -> usize {
 
 fn one(node: &Node, number: usize) -> Outcome {
     let mut builder = PodBuilder::new(node, &format!("leak{number}"));
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         builder = builder.own_network();
     }
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         builder = builder.shared_pids();
     }
     let parent = format!("/{}/kubepods/pod{number}", node.unique());

@@ -2,14 +2,16 @@
 
 use std::fs;
 
+use anyhow::Context as _;
 use podwright_tests::{Container, Node, Outcome, PodBuilder, snapshot, v1};
 
 /// The content of a container's cgroup file: `v1` is `hierarchy/file`, `v2` a file.
 fn limit(container: &Container<'_>, v1: &str, v2: &str) -> anyhow::Result<String> {
     let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?))?;
-    let (hierarchy, file) = v1.split_once('/').unwrap();
+    let (hierarchy, file) = v1.split_once('/').context("hierarchy/file")?;
     let path = if snapshot::unified() {
-        let own = cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+        let own =
+            cgroups.lines().find_map(|line| line.strip_prefix("0::")).context("a cgroup of version 2")?;
         format!("/sys/fs/cgroup{own}/{v2}")
     } else {
         let own = cgroups
@@ -18,7 +20,7 @@ fn limit(container: &Container<'_>, v1: &str, v2: &str) -> anyhow::Result<String
             .find_map(|[names, path]: [&str; 2]| {
                 names.split(',').any(|name| name == hierarchy).then(|| path.to_owned())
             })
-            .unwrap();
+            .with_context(|| format!("no hierarchy {hierarchy} in {cgroups}"))?;
         format!("/sys/fs/cgroup/{hierarchy}{own}/{file}")
     };
     Ok(fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{path}: {error}"))?.trim().to_owned())

@@ -75,15 +75,18 @@ fn lists_are_filtered_by_id_state_and_label() -> Outcome {
     let by_label =
         |pairs: &[(&str, &str)]| v1::PodSandboxFilter { label_selector: labels(pairs), ..Default::default() };
     assert_eq!(list(by_label(&[("app", "x")]))?, both);
-    assert_eq!(list(by_label(&[("app", "x"), ("tier", "b")]))?, [two.id.clone()]);
+    assert_eq!(list(by_label(&[("app", "x"), ("tier", "b")]))?, std::slice::from_ref(&two.id));
     assert_eq!(list(by_label(&[("app", "y")]))?, [""; 0]);
     let by_state = |state: v1::PodSandboxState| v1::PodSandboxFilter {
         state: Some(v1::PodSandboxStateValue { state: state as i32 }),
         ..Default::default()
     };
-    assert_eq!(list(by_state(v1::PodSandboxState::SandboxReady))?, [one.id.clone()]);
-    assert_eq!(list(by_state(v1::PodSandboxState::SandboxNotready))?, [two.id.clone()]);
-    assert_eq!(list(v1::PodSandboxFilter { id: one.id.clone(), ..Default::default() })?, [one.id.clone()]);
+    assert_eq!(list(by_state(v1::PodSandboxState::SandboxReady))?, std::slice::from_ref(&one.id));
+    assert_eq!(list(by_state(v1::PodSandboxState::SandboxNotready))?, std::slice::from_ref(&two.id));
+    assert_eq!(
+        list(v1::PodSandboxFilter { id: one.id.clone(), ..Default::default() })?,
+        std::slice::from_ref(&one.id)
+    );
     assert_eq!(list(v1::PodSandboxFilter { id: one.id[..12].to_owned(), ..Default::default() })?, [one.id]);
     Ok(())
 }

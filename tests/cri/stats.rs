@@ -45,9 +45,9 @@ fn lists_hold_what_runs_and_are_filtered() -> Outcome {
     both.sort();
     assert_eq!(list(None)?, both);
     let of_pod = v1::ContainerStatsFilter { pod_sandbox_id: two.id.clone(), ..Default::default() };
-    assert_eq!(list(Some(of_pod))?, [second.id.clone()]);
+    assert_eq!(list(Some(of_pod))?, std::slice::from_ref(&second.id));
     let by_id = v1::ContainerStatsFilter { id: first.id.clone(), ..Default::default() };
-    assert_eq!(list(Some(by_id))?, [first.id.clone()]);
+    assert_eq!(list(Some(by_id))?, std::slice::from_ref(&first.id));
     let unknown = v1::ContainerStatsRequest { container_id: "0123456789".to_owned() };
     assert_eq!(one.client.container_stats(unknown).unwrap_err().code(), Code::NotFound);
     Ok(())

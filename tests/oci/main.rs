@@ -1,1 +1,3 @@
-//! `wright` on the real kernel.
+//! `wright`, the OCI command line, on the real kernel.
+
+mod life;

@@ -1,1 +1,5 @@
 //! What survives the death of the daemon, of a monitor, and of the machine.
+
+mod daemon;
+mod monitor;
+mod reboot;
