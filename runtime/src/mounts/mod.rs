@@ -1,0 +1,283 @@
+//! The spec's mounts, one at a time, inside a root that is still somewhere below the host's (runtime-spec `config.md#mounts`).
+//!
+//! Every mount is made detached, finished, and attached last, by descriptor at both ends:
+//!
+//! ```text
+//! source        open_tree(CLONE) | fsopen + fsconfig + fsmount     one look-up on the host, or none
+//! attributes    mount_setattr on the detached mount                nobody has seen it without them
+//! mount point   openat2(RESOLVE_IN_ROOT), made where missing       one look-up in the root
+//! attach        move_mount(source fd, mount point fd)
+//! propagation   mount_setattr on the same descriptor
+//! ```
+
+mod attributes;
+mod bind;
+mod cgroup;
+mod copy_up;
+mod filesystem;
+mod idmap;
+pub(crate) mod resolve;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, OFlags, fstat, fstatfs};
+use rustix::io::Errno;
+use rustix::mount::MoveMountFlags;
+
+pub(crate) use attributes::{make_read_only, propagate};
+pub(crate) use bind::{Sources, clone_fd, clone_path};
+pub(crate) use filesystem::{New, Refused, make};
+
+use crate::plan::options::{attr, superblock};
+use crate::plan::{Mount, MountSource, NamespaceKind, Plan};
+use crate::rootfs::Surroundings;
+use crate::{Failure, Step};
+use resolve::{Kind, Links, Point};
+
+/// `PROC_SUPER_MAGIC` of linux/magic.h.
+const PROC_MAGIC: u64 = 0x9fa0;
+
+/// Files of procfs that may be mounted over: those that lxcfs emulates for containers.
+const PROC_FILES: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// Where and for whom mounts are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The container's root.
+    pub(crate) root: BorrowedFd<'a>,
+    /// The whole plan.
+    pub(crate) plan: &'a Plan,
+    /// Its surroundings.
+    pub(crate) around: &'a Surroundings<'a>,
+}
+
+/// Mounts one of the plan's mounts. `source` is the clone of a bind source where the engine made it. Returns the mount if it
+/// has to become read-only later, once everything in it is in place.
+pub(crate) fn mount(
+    place: &Place<'_>,
+    mount: &Mount,
+    source: Option<BorrowedFd<'_>>,
+) -> Result<Option<OwnedFd>, Failure> {
+    if mount.destination == Path::new("/") {
+        return Err(refused(mount, "would cover the container's root"));
+    }
+    match &mount.source {
+        MountSource::Bind { path, recursive } => {
+            if let Some(clone) = source {
+                return bind(place, mount, clone).map(|()| None);
+            }
+            let clone = bind::clone_source(path, *recursive, &mount.destination)?;
+            if let Some(map) = &mount.idmap {
+                bind::map_owners(clone.as_fd(), map, place.plan, &mount.destination)?;
+            }
+            bind(place, mount, clone.as_fd()).map(|()| None)
+        }
+        MountSource::Cgroup => cgroup::mount(place, mount).map(|()| None),
+        MountSource::Filesystem { fstype, .. } if matches!(fstype.as_str(), "proc" | "sysfs") => {
+            kernel_view(place, mount).map(|()| None)
+        }
+        MountSource::Filesystem { .. } => new_filesystem(place, mount),
+    }
+}
+
+/// A failure of `mount`.
+fn failed(mount: &Mount) -> impl Fn(Errno) -> Failure {
+    |errno| Failure::at(Step::Mount, errno, &mount.destination)
+}
+
+/// A refusal of `mount` by us.
+fn refused(mount: &Mount, message: impl Into<String>) -> Failure {
+    Failure::at(Step::Mount, Errno::INVAL, &mount.destination).with_message(message)
+}
+
+fn bind(place: &Place<'_>, mount: &Mount, clone: BorrowedFd<'_>) -> Result<(), Failure> {
+    attributes::apply_to_clone(clone, mount).map_err(failed(mount))?;
+    let stat = fstat(clone).map_err(failed(mount))?;
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let kind = if directory { Kind::Directory } else { Kind::File };
+    let point = mount_point(place, mount, kind)?;
+    guard_proc(mount, &point, Some(clone))?;
+    attach(mount, clone, &point)
+}
+
+/// A proc or sysfs: mounted on the very directory the path names, because much that keeps a container inside depends on `/proc`
+/// being the kernel's own.
+fn kernel_view(place: &Place<'_>, mount: &Mount) -> Result<(), Failure> {
+    let MountSource::Filesystem { fstype, source, options, superblock_flags } = &mount.source else {
+        return Ok(());
+    };
+    let ordinary = || refused(mount, format!("filesystem {fstype:?} must be mounted on ordinary directory"));
+    let point = match resolve::point(place.root, &mount.destination, Kind::Directory, Links::Refuse) {
+        Err(Errno::LOOP | Errno::NOTDIR) => return Err(ordinary()),
+        other => other.map_err(failed(mount))?,
+    };
+    let stat = fstat(&point.fd).map_err(failed(mount))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(ordinary());
+    }
+    guard_proc(mount, &point, None)?;
+    let new = New {
+        fstype,
+        source: source.as_deref(),
+        options,
+        superblock_flags: superblock_of_view(*superblock_flags),
+        attributes: mount.attr_set,
+        ..New::default()
+    };
+    let fd = make_or_bind(place, mount, &new)?;
+    attach(mount, fd.as_fd(), &point)
+}
+
+/// Everyone who mounts the same sysfs or procfs instance shares its superblock: read-only is for the mount alone.
+fn superblock_of_view(flags: u64) -> u64 {
+    flags & !superblock::RDONLY
+}
+
+/// Makes a filesystem of the kernel's; where this user namespace may not, because the namespace it shows is the host's, binds the
+/// host's own view, which is the same one.
+fn make_or_bind(place: &Place<'_>, mount: &Mount, new: &New<'_>) -> Result<OwnedFd, Failure> {
+    let refusal = match make(new) {
+        Ok(fd) => return Ok(fd),
+        Err(refusal) => refusal,
+    };
+    let host = match new.fstype {
+        "sysfs" => Some(("/sys", NamespaceKind::Network)),
+        "proc" => Some(("/proc", NamespaceKind::Pid)),
+        "mqueue" => Some(("/dev/mqueue", NamespaceKind::Ipc)),
+        _ => None,
+    };
+    match host {
+        Some((path, kind))
+            if refusal.errno == Errno::PERM
+                && place.around.user_namespace
+                && !place.plan.namespaces.contains(kind) =>
+        {
+            let clone = clone_path(Path::new(path), true).map_err(failed(mount))?;
+            attributes::apply_to_clone(clone.as_fd(), mount).map_err(failed(mount))?;
+            Ok(clone)
+        }
+        _ => Err(tell(mount, refusal)),
+    }
+}
+
+/// A refused filesystem as the failure of `mount`.
+fn tell(mount: &Mount, refusal: Refused) -> Failure {
+    let failure = failed(mount)(refusal.errno);
+    match refusal.message {
+        Some(message) => failure.with_message(message),
+        None => failure,
+    }
+}
+
+fn new_filesystem(place: &Place<'_>, mount: &Mount) -> Result<Option<OwnedFd>, Failure> {
+    let MountSource::Filesystem { fstype, source, options, superblock_flags } = &mount.source else {
+        return Ok(None);
+    };
+    let point = mount_point(place, mount, Kind::Directory)?;
+    guard_proc(mount, &point, None)?;
+    let tmpfs = fstype == "tmpfs";
+    let mut new = New {
+        fstype,
+        source: source.as_deref(),
+        options,
+        superblock_flags: *superblock_flags,
+        attributes: mount.attr_set,
+        label: place.plan.mount_label.as_deref().filter(|_| fstype != "mqueue"),
+        mode: None,
+    };
+    if tmpfs && point.existed {
+        let stat = fstat(&point.fd).map_err(failed(mount))?;
+        new.mode = Some(stat.st_mode & 0o7777);
+    }
+    if fstype == "mqueue" {
+        new.superblock_flags = superblock_of_view(new.superblock_flags);
+    }
+    // Mount points and device nodes are made in these, so read-only has to wait.
+    let later = (tmpfs || mount.destination == Path::new("/dev")) && mount.attr_set & attr::RDONLY != 0;
+    if later {
+        new.superblock_flags &= !superblock::RDONLY;
+        new.attributes &= !attr::RDONLY;
+    }
+    let fd = make_or_bind(place, mount, &new)?;
+    if mount.tmpcopyup && point.existed {
+        copy_up::copy_tree(point.fd.as_fd(), fd.as_fd())
+            .map_err(|errno| failed(mount)(errno).with_message("tmpcopyup"))?;
+    }
+    attach(mount, fd.as_fd(), &point)?;
+    if let ("mqueue", Some(label)) = (fstype.as_str(), &place.plan.mount_label) {
+        set_label(fd.as_fd(), label).map_err(failed(mount))?;
+    }
+    Ok(later.then_some(fd))
+}
+
+/// The SELinux label of a mount's root, for a filesystem that takes none when it is mounted.
+fn set_label(fd: BorrowedFd<'_>, label: &str) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::setxattr(path, "security.selinux", label.as_bytes(), rustix::fs::XattrFlags::empty())
+}
+
+fn mount_point(place: &Place<'_>, mount: &Mount, kind: Kind) -> Result<Point, Failure> {
+    resolve::point(place.root, &mount.destination, kind, Links::Follow)
+        .map_err(|errno| failed(mount)(errno).with_message("mount point"))
+}
+
+/// Nothing but a procfs comes over `/proc`, and nothing but single well-known files into it: what is written there
+/// for the container must reach the kernel.
+fn guard_proc(mount: &Mount, point: &Point, clone: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    let is_proc = |fd| fstatfs(fd).map(|fs| u64::try_from(fs.f_type) == Ok(PROC_MAGIC));
+    if mount.destination == Path::new("/proc") {
+        let procfs = match (&mount.source, clone) {
+            (MountSource::Filesystem { fstype, .. }, _) => fstype == "proc",
+            (_, Some(clone)) => is_proc(clone).map_err(failed(mount))?,
+            _ => false,
+        };
+        return if procfs {
+            Ok(())
+        } else {
+            Err(refused(mount, "cannot be mounted because it is not of type proc"))
+        };
+    }
+    if PROC_FILES.iter().any(|file| mount.destination == Path::new(file)) {
+        return Ok(());
+    }
+    let inside =
+        mount.destination.starts_with("/proc") || is_proc(point.fd.as_fd()).map_err(failed(mount))?;
+    if inside { Err(refused(mount, "cannot be mounted because it is inside /proc")) } else { Ok(()) }
+}
+
+/// Attaches a finished mount, and then sets what only an attached one shows.
+fn attach(mount: &Mount, fd: BorrowedFd<'_>, point: &Point) -> Result<(), Failure> {
+    move_to(fd, point.fd.as_fd()).map_err(|errno| match errno {
+        Errno::NOTDIR => failed(mount)(errno)
+            .with_message("a directory cannot be mounted on a file, nor a file on a directory"),
+        _ => failed(mount)(errno),
+    })?;
+    if !matches!(mount.source, MountSource::Bind { .. }) {
+        attributes::apply_recursive(fd, mount).map_err(failed(mount))?;
+    }
+    propagate(fd, &mount.propagation).map_err(|errno| failed(mount)(errno).with_message("propagation"))
+}
+
+/// move_mount(2) of the mount whose root `fd` is onto `point`, whatever its kind.
+pub(crate) fn move_to(fd: BorrowedFd<'_>, point: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(fd, c"", point, c"", flags)
+}
+
+/// A handle on an existing path in `root`.
+pub(crate) fn handle(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    resolve::open(root, path, OFlags::PATH, Links::Follow)
+}
