@@ -12,6 +12,8 @@ mod namespaces;
 pub mod netns;
 pub mod plan;
 mod rootfs;
+mod process;
+mod procfs;
 pub mod seccomp;
 pub mod signal;
 pub mod spec;

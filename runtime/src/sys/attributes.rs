@@ -17,6 +17,29 @@ pub(crate) fn prlimit(pid: i32, limit: Rlimit) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The caller's limit of a resource (prlimit(2)).
+pub(crate) fn current_rlimit(resource: u32) -> Result<Rlimit, Errno> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes a valid rlimit64; a null pointer means that nothing is changed.
+    if unsafe { libc::prlimit64(0, resource, ptr::null(), &raw mut old) } < 0 {
+        return Err(last_errno());
+    }
+    Ok(Rlimit { resource, soft: old.rlim_cur, hard: old.rlim_max })
+}
+
+/// sched_setaffinity(2) for the caller, with as long a mask as the numbers need.
+pub(crate) fn sched_setaffinity(cpus: &[u32]) -> Result<(), Errno> {
+    const WORD_BITS: usize = u64::BITS as usize;
+    let last = cpus.iter().copied().max().map_or(0, |cpu| cpu as usize);
+    let mut mask = vec![0_u64; last / WORD_BITS + 1];
+    for &cpu in cpus {
+        mask[cpu as usize / WORD_BITS] |= 1 << (cpu as usize % WORD_BITS);
+    }
+    // SAFETY: the mask has the number of bytes given and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask[..]), mask.as_ptr()) })
+        .map(drop)
+}
+
 /// Gives the caller a new anonymous session keyring in place of the inherited one (keyctl(2)).
 pub(crate) fn join_new_session_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;

@@ -16,7 +16,8 @@ pub(crate) mod signal;
 mod tty;
 
 pub(crate) use attributes::{
-    ioprio_set, join_new_session_keyring, personality, prlimit, sched_setattr, set_mempolicy,
+    current_rlimit, ioprio_set, join_new_session_keyring, personality, prlimit, sched_setaffinity, sched_setattr,
+    set_mempolicy,
 };
 pub(crate) use clone::{Clone3, Forked, clone3, exit_now, namespace_type, require_single_thread, unshare};
 pub(crate) use exec::{execve, reset_signals};
