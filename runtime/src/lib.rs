@@ -3,19 +3,26 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod container;
+pub mod exec;
 pub mod failure;
+mod gate;
+mod handshake;
 pub mod hooks;
+mod init;
 pub mod lsm;
 pub mod monitor;
 mod mounts;
 mod namespaces;
 pub mod netns;
+pub mod pause;
 pub mod plan;
-mod rootfs;
 mod process;
 mod procfs;
+mod rootfs;
 pub mod seccomp;
 pub mod signal;
+mod spawn;
 pub mod spec;
 pub mod state;
 mod sys;

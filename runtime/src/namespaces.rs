@@ -16,10 +16,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::thread::{
+    ThreadNameSpaceType, move_into_thread_name_spaces, set_thread_res_gid, set_thread_res_uid,
+};
 
 use crate::plan::{NamespaceKind, Namespaces};
 use crate::sys;
@@ -56,23 +59,6 @@ impl NamespaceKind {
     }
 }
 
-impl Namespaces {
-    /// Whether `kind` is made for the container.
-    pub fn makes(&self, kind: NamespaceKind) -> bool {
-        self.new.contains(&kind)
-    }
-
-    /// Whether `kind` is joined by path.
-    pub fn joins(&self, kind: NamespaceKind) -> bool {
-        self.join.iter().any(|(joined, _)| *joined == kind)
-    }
-
-    /// Whether the container has a `kind` of its own, made or joined.
-    pub fn has(&self, kind: NamespaceKind) -> bool {
-        self.makes(kind) || self.joins(kind)
-    }
-}
-
 /// An open namespace to join.
 #[derive(Debug)]
 pub(crate) struct Join {
@@ -98,6 +84,11 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// For a process that makes and joins nothing on its way.
+    pub(crate) fn direct() -> Self {
+        Self { cloned: 0, joined: Vec::new(), pid: None, intermediate: false }
+    }
+
     /// Opens what is to be joined, and decides who does what.
     pub(crate) fn open(namespaces: &Namespaces) -> Result<Self, Failure> {
         let mut joined = Vec::with_capacity(namespaces.join.len());
@@ -111,8 +102,8 @@ impl Route {
             .filter(|kind| !by_child.contains(kind))
             .fold(0, |flags, kind| flags | u64::from(kind.flag()));
         let others = joined.iter().any(|join| !matches!(join.kind, NamespaceKind::User | NamespaceKind::Pid));
-        let intermediate =
-            namespaces.joins(NamespaceKind::User) || namespaces.makes(NamespaceKind::User) && others;
+        let intermediate = namespaces.joined(NamespaceKind::User).is_some()
+            || namespaces.is_new(NamespaceKind::User) && others;
         let pid = if intermediate {
             None
         } else {
@@ -172,6 +163,19 @@ impl Join {
 /// setns(2): `target` is a namespace file, or a pidfd whose process's namespaces of all kinds in `flags` are joined at once.
 pub(crate) fn enter(target: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
     move_into_thread_name_spaces(target, ThreadNameSpaceType::from_bits_retain(flags))
+}
+
+/// In a user namespace whose maps are written: becomes its root, so that what is made belongs to it. A namespace that maps no root
+/// keeps us as who we are, with all capabilities in it all the same.
+pub(crate) fn become_root() -> Result<(), Failure> {
+    let failed =
+        |errno| Failure::os(Step::UserMapping, errno).with_message("become root of the user namespace");
+    let tolerate = |result: Result<(), Errno>| match result {
+        Err(Errno::INVAL) | Ok(()) => Ok(()),
+        Err(errno) => Err(failed(errno)),
+    };
+    tolerate(set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT))?;
+    tolerate(set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
 }
 
 /// For as long as this lives, children of this process are born in another PID namespace.

@@ -32,8 +32,7 @@ impl Procfs {
             rustix::fs::open("/proc", flags, Mode::empty())
         });
         let root = root.map_err(failure)?;
-        require_procfs(root.as_fd())
-            .map_err(|errno| failure(errno).with_message("is not a procfs"))?;
+        require_procfs(root.as_fd()).map_err(|errno| failure(errno).with_message("is not a procfs"))?;
         let inode = rustix::fs::fstat(&root).map_err(failure)?.st_ino;
         if inode != PROC_ROOT_INODE {
             return Err(failure(Errno::XDEV).with_message("is not the root of a procfs"));

@@ -40,8 +40,7 @@ pub(crate) fn attributes(process: &plan::Process) -> Result<(), Failure> {
         sys::sched_setattr(scheduler).map_err(|errno| failure(errno, "unable to set the scheduler"))?;
     }
     if let Some((class, priority)) = process.io_priority {
-        sys::ioprio_set(class, priority)
-            .map_err(|errno| failure(errno, "unable to set the I/O priority"))?;
+        sys::ioprio_set(class, priority).map_err(|errno| failure(errno, "unable to set the I/O priority"))?;
     }
     Ok(())
 }

@@ -61,7 +61,8 @@ mod tests {
 
     #[test]
     fn the_first_line_of_a_user_tells() {
-        let passwd = b"root:x:0:0:root:/root:/bin/sh\n\n#:\nu:x:1000:1000::/home/u:\nv:x:1000:1:::\nw:x:7:7::home:\n";
+        let passwd =
+            b"root:x:0:0:root:/root:/bin/sh\n\n#:\nu:x:1000:1000::/home/u:\nv:x:1000:1:::\nw:x:7:7::home:\n";
         assert_eq!(find(passwd, 0).as_deref(), Some("/root"));
         assert_eq!(find(passwd, 1000).as_deref(), Some("/home/u"));
         assert_eq!(find(passwd, 7), None);

@@ -19,7 +19,8 @@ pub(crate) fn take_terminal(peer: OwnedFd, process: &plan::Process) -> Result<()
         tcsetwinsize(&peer, size).map_err(|errno| failure(errno, "set the terminal's size"))?;
     }
     give(peer.as_fd(), process.uid)?;
-    rustix::process::ioctl_tiocsctty(&peer).map_err(|errno| failure(errno, "set the controlling terminal"))?;
+    rustix::process::ioctl_tiocsctty(&peer)
+        .map_err(|errno| failure(errno, "set the controlling terminal"))?;
     take([peer.as_fd(); 3])
 }
 

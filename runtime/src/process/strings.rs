@@ -21,7 +21,10 @@ pub(crate) fn strings(process: &plan::Process) -> Result<(Vec<CString>, Vec<CStr
 
 /// The value that counts of the variable `wanted`; None: it is not set.
 pub(super) fn variable<'a>(env: &'a [String], wanted: &str) -> Option<&'a str> {
-    env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(name, _)| *name == wanted)).map(|(_, value)| value)
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.split_once('=').filter(|(name, _)| *name == wanted))
+        .map(|(_, value)| value)
 }
 
 /// Without the entries that a later one replaces, in the order given.

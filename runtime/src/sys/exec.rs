@@ -32,3 +32,15 @@ pub(crate) fn reset_signals() {
     // SAFETY: reads the set above; a null pointer means that the old mask is not wanted.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, ptr::null_mut()) };
 }
+
+/// Children of this process are reaped by the kernel (SIGCHLD ignored, sigaction(2)).
+pub(crate) fn ignore_children() {
+    // SAFETY: SIG_IGN installs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// pause(2): sleeps until a signal has been handled, which for a process without handlers is never.
+pub(crate) fn wait_for_signals() {
+    // SAFETY: takes no arguments.
+    unsafe { libc::pause() };
+}

@@ -1,0 +1,195 @@
+//! A container's life, one linear function each: create, start (by its gate), kill and delete by its cgroup.
+//!
+//! [`create`] is all that `wright create` and the monitor do to get a container to its start gate:
+//!
+//! 1. the namespaces to join are opened, the plan's labels checked against this host;
+//! 2. the cgroup is made and its limits are written, before anything could run outside them;
+//! 3. clone3 into the cgroup and the new namespaces ([`crate::spawn`]); the child does the rest of itself ([`crate::init`]);
+//! 4. the child says that it is ready, and waits at its gate ([`crate::gate`]).
+//!
+//! Whatever fails, nothing stays: the child is reaped, the cgroup and the parents made for it are removed.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use crate::cgroup::{self, Cgroup, CgroupPath, Hierarchies, Limits};
+use crate::hooks::{self, Point};
+use crate::mounts::Sources;
+use crate::namespaces::Route;
+use crate::plan::Plan;
+use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
+use crate::state::Status;
+use crate::{Failure, Step, init, lsm, seccomp};
+
+pub use crate::gate::{Gate, StartGate};
+pub use crate::init::exit_code;
+
+/// What a container is created from.
+#[derive(Debug)]
+pub struct CreateRequest<'a> {
+    /// Its id, for hooks.
+    pub id: &'a str,
+    /// Its bundle, for hooks: their working directory.
+    pub bundle: &'a Path,
+    /// What it is.
+    pub plan: &'a Plan,
+    /// This host's cgroup hierarchies.
+    pub hierarchies: &'a Hierarchies,
+    /// Its cgroup.
+    pub cgroup_path: &'a CgroupPath,
+    /// How its cgroup is made.
+    pub cgroup_options: cgroup::CreateOptions,
+    /// A detached mount to use as its root, mounted over the plan's root path in its own mount namespace.
+    pub root: Option<BorrowedFd<'a>>,
+    /// Its stdin, stdout and stderr.
+    pub stdio: Stdio,
+    /// So many descriptors from 3 on stay open in it.
+    pub preserve_fds: u32,
+    /// What it waits at once it is created.
+    pub gate: Gate,
+    /// Its compiled seccomp profile.
+    pub seccomp: Option<&'a seccomp::Program>,
+    /// True: a program that cannot be found or executed fails the start, as CRI users know it; false: the creation, as runc's do.
+    pub late_exec_errors: bool,
+}
+
+/// Where a process's stdin, stdout and stderr come from.
+#[derive(Debug)]
+pub enum Stdio {
+    /// The caller's own.
+    Inherit,
+    /// These. The caller's copies are closed when the request is dropped.
+    Fds {
+        /// Read from.
+        stdin: OwnedFd,
+        /// Written to.
+        stdout: OwnedFd,
+        /// Written to.
+        stderr: OwnedFd,
+    },
+    /// A new pseudo-terminal of the container's own devpts.
+    Pty,
+}
+
+impl Stdio {
+    /// Copies for a child to use up.
+    pub(crate) fn duplicate(&self) -> Result<Option<[OwnedFd; 3]>, Failure> {
+        let Self::Fds { stdin, stdout, stderr } = self else { return Ok(None) };
+        let copy = |fd: &OwnedFd| {
+            fd.try_clone().map_err(|error| {
+                Failure::os(Step::Console, Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
+            })
+        };
+        Ok(Some([copy(stdin)?, copy(stdout)?, copy(stderr)?]))
+    }
+}
+
+/// A container at its start gate.
+#[derive(Debug)]
+pub struct Created {
+    /// Init's pid in the caller's PID namespace.
+    pub pid: i32,
+    /// Init's pidfd, close-on-exec.
+    pub pidfd: OwnedFd,
+    /// The master of its pseudo-terminal, with [`Stdio::Pty`].
+    pub console: Option<OwnedFd>,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+}
+
+/// Takes a container from nothing to its start gate.
+///
+/// # Errors
+/// The step that failed, with what it failed on. Nothing of the container is left then.
+pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
+    let plan = request.plan;
+    let route = Route::open(&plan.namespaces)?;
+    if let Some(process) = &plan.process {
+        lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
+    }
+    if !plan.net_devices.is_empty() {
+        return Err(Failure::because(
+            Step::Network,
+            "linux.netDevices: moving network devices is not supported",
+        ));
+    }
+    let limits = match &plan.resources {
+        Some(resources) => Limits::from_spec(resources)
+            .map_err(|error| Failure::because(Step::Config, format!("linux.resources: {error}")))?,
+        None => Limits::default(),
+    };
+    let mut cgroup = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options)?;
+    match cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup)) {
+        Ok(spawned) => Ok(Created { pid: spawned.pid, pidfd: spawned.pidfd, console: spawned.fd, cgroup }),
+        Err(failure) => {
+            let parents = cgroup.made_ancestors().to_vec();
+            if let Err(left) = cgroup.remove(Instant::now() + SPAWN_DEADLINE) {
+                tracing::warn!(id = request.id, %left, "the cgroup of a container that could not be created is left");
+            }
+            cgroup::remove_ancestors(&parents);
+            Err(failure)
+        }
+    }
+}
+
+/// Steps 3 and 4.
+fn clone_init(request: &CreateRequest<'_>, route: &Route, cgroup: &mut Cgroup) -> Result<Spawned, Failure> {
+    let plan = request.plan;
+    let sources = Sources::open(plan)?;
+    let before_pivot = |pid: i32| {
+        for (point, hooks) in
+            [(Point::Prestart, &plan.hooks.prestart), (Point::CreateRuntime, &plan.hooks.create_runtime)]
+        {
+            if !hooks.is_empty() {
+                let state = init::state_json(request, pid, Status::Creating)?;
+                hooks::run(point, hooks, &state, Some(request.bundle), None)?;
+            }
+        }
+        Ok(())
+    };
+    let parent = Spawn {
+        route,
+        pid_namespace_of: None,
+        cgroup: Some(cgroup),
+        oom_score_adj: plan.process.as_ref().and_then(|process| process.oom_score_adj),
+        maps: (&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
+        before_pivot: &before_pivot,
+    };
+    spawn(parent, |link, cgroup| match cgroup {
+        Some(cgroup) => init::run(request, sources, cgroup, link),
+        None => Err(Failure::because(Step::Cgroup, "a container needs a cgroup")),
+    })
+}
+
+/// Runs the hooks that are due once the program runs. Their failures are told, but the container runs.
+pub fn run_poststart_hooks(request_id: &str, bundle: &Path, plan: &Plan, pid: i32) -> Vec<Failure> {
+    run_late_hooks(Point::Poststart, request_id, bundle, plan, (pid, Status::Running))
+}
+
+/// Runs the hooks that are due once the container is gone. Their failures are told, and nothing else can be done about them.
+pub fn run_poststop_hooks(request_id: &str, bundle: &Path, plan: &Plan) -> Vec<Failure> {
+    run_late_hooks(Point::Poststop, request_id, bundle, plan, (0, Status::Stopped))
+}
+
+fn run_late_hooks(
+    point: Point,
+    id: &str,
+    bundle: &Path,
+    plan: &Plan,
+    (pid, status): (i32, Status),
+) -> Vec<Failure> {
+    let hooks = match point {
+        Point::Poststart => &plan.hooks.poststart,
+        _ => &plan.hooks.poststop,
+    };
+    if hooks.is_empty() {
+        return Vec::new();
+    }
+    match init::hook_state(id, bundle, plan, (pid, status)) {
+        Ok(state) => hooks::run_all(point, hooks, &state, Some(bundle), None),
+        Err(failure) => vec![failure],
+    }
+}

@@ -1,0 +1,128 @@
+//! What a new process and its parent say to each other, over one socketpair, from clone3 to the start gate.
+//!
+//! ```text
+//! parent                                          child (init, or an exec'd process)
+//! clone3 (into the v2 cgroup, new namespaces)
+//!                                                 joins its v1 cgroups; joins namespaces by path
+//!                     <-- Born{} + pidfd ---       only from an intermediate, which exits then
+//! writes oom_score_adj, the systemd scope
+//!                     <-- Map ------------        only with a new user namespace
+//! writes uid_map, gid_map
+//!                     --- Go ------------>
+//!                                                 mounts, devices
+//!                     <-- BeforePivot ----        only with hooks
+//! prestart and createRuntime hooks
+//!                     --- Go{pid} ------->
+//!                                                 createContainer hooks, pivot_root, credentials, …
+//!                     <-- Ready + console         init: waits at its gate from here on
+//!                                                 an exec'd process executes; end of file = it did
+//!                     <-- Failed{failure}         at any time instead, as its last word
+//! ```
+//!
+//! A packet is a [`FromChild`] or [`FromParent`] as JSON. A child that dies without a word is a failure too: its end
+//! closes, and its wait status says how. A parent that dies makes the child's next wait end, and the child exits.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+
+use crate::monitor::wire::{self, Packet, WireError};
+use crate::{Failure, Step};
+
+/// What a child tells its parent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromChild {
+    /// The intermediate has cloned init: its pid in the parent's PID namespace; its pidfd is passed along.
+    Born {
+        /// Init's pid.
+        pid: i32,
+    },
+    /// Write my id maps.
+    Map,
+    /// Run the hooks that are due before pivot_root.
+    BeforePivot,
+    /// Everything is prepared. The console's master is passed along where there is one.
+    Ready,
+    /// It went wrong.
+    Failed(Failure),
+}
+
+/// What a parent tells its child.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromParent {
+    /// Done: go on.
+    Go {
+        /// The child's pid in the parent's PID namespace, for hooks.
+        pid: i32,
+    },
+}
+
+/// One end of the conversation.
+#[derive(Debug)]
+pub(crate) struct End(OwnedFd);
+
+/// Both ends: the parent's, the child's. Close-on-exec.
+pub(crate) fn pair() -> Result<(End, End), Failure> {
+    let (parent, child) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| Failure::os(Step::Handshake, errno))?;
+    Ok((End(parent), End(child)))
+}
+
+impl End {
+    /// The parent's next packet from its child, by `deadline`. None: the child's end is closed.
+    pub(crate) fn next(&self, deadline: Instant) -> Result<Option<Packet<FromChild>>, Failure> {
+        if !readable_by(self.0.as_fd(), deadline).map_err(|errno| Failure::os(Step::Handshake, errno))? {
+            return Err(Failure::because(Step::Handshake, "the new process did not answer in time"));
+        }
+        wire::receive(self.0.as_fd(), &mut wire::buffer()).map_err(broken)
+    }
+
+    /// The parent lets its child go on.
+    pub(crate) fn go(&self, pid: i32) -> Result<(), Failure> {
+        wire::send(self.0.as_fd(), &FromParent::Go { pid }, &[]).map_err(broken)
+    }
+
+    /// The child asks, and waits until its parent has done it. Returns its pid as the parent sees it.
+    pub(crate) fn ask(&self, question: &FromChild) -> Result<i32, Failure> {
+        self.tell(question, &[])?;
+        let answer: Option<Packet<FromParent>> =
+            wire::receive(self.0.as_fd(), &mut wire::buffer()).map_err(broken)?;
+        match answer {
+            Some(Packet { message: FromParent::Go { pid }, .. }) => Ok(pid),
+            None => Err(Failure::because(Step::Handshake, "the parent has gone away")),
+        }
+    }
+
+    /// The child tells its parent.
+    pub(crate) fn tell(&self, message: &FromChild, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        wire::send(self.0.as_fd(), message, fds).map_err(broken)
+    }
+}
+
+/// Waits until `fd` can be read or its other end is closed. False: the deadline came first.
+pub(crate) fn readable_by(fd: BorrowedFd<'_>, deadline: Instant) -> Result<bool, Errno> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn broken(error: WireError) -> Failure {
+    match error {
+        WireError::Send(errno) | WireError::Receive(errno) => Failure::os(Step::Handshake, errno),
+        other => Failure::because(Step::Handshake, other.to_string()),
+    }
+}

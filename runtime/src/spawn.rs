@@ -1,0 +1,307 @@
+//! The parent's half of making a process: clone3, then serving what the child asks for until it is ready.
+//!
+//! The conversation is drawn in [`crate::handshake`]. Used for a container's init, for exec'd processes and for pause, which
+//! differ in what their child does and in nothing here. Whatever fails, no process is left: the child is killed and reaped.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+
+use crate::cgroup::Cgroup;
+use crate::handshake::{self, End, FromChild};
+use crate::namespaces::{BornInside, Route};
+use crate::plan::IdMap;
+use crate::sys::{self, Clone3, Forked};
+use crate::{Failure, Step};
+
+/// How long a new process may take until it is ready. Hooks count, and have deadlines of their own.
+pub(crate) const SPAWN_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What the parent does for its child.
+pub(crate) struct Spawn<'a> {
+    /// Into which namespaces, and how.
+    pub(crate) route: &'a Route,
+    /// Where PID 1 of the child's PID namespace is found, where that is not by a path: a pidfd.
+    pub(crate) pid_namespace_of: Option<BorrowedFd<'a>>,
+    /// The cgroup the child begins in; None: the caller's.
+    pub(crate) cgroup: Option<&'a mut Cgroup>,
+    /// Written before the child goes on; clamped where the caller may not lower it.
+    pub(crate) oom_score_adj: Option<i32>,
+    /// Maps of a new user namespace: uids, gids.
+    pub(crate) maps: (&'a [IdMap], &'a [IdMap]),
+    /// What is due before pivot_root (hooks), given the child's pid.
+    pub(crate) before_pivot: &'a dyn Fn(i32) -> Result<(), Failure>,
+}
+
+/// A process that is ready.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    /// Its pid in the caller's PID namespace.
+    pub(crate) pid: i32,
+    /// Its pidfd, close-on-exec.
+    pub(crate) pidfd: OwnedFd,
+    /// What it passed along with its readiness: its console's master.
+    pub(crate) fd: Option<OwnedFd>,
+    /// The conversation, for a child that has something to say even after it was ready.
+    pub(crate) link: End,
+}
+
+/// Clones a process that runs `child` and returns when that has said that it is ready. `child` returns only when it fails.
+pub(crate) fn spawn(
+    mut spawn: Spawn<'_>,
+    child: impl FnOnce(&End, Option<&Cgroup>) -> Result<Infallible, Failure>,
+) -> Result<Spawned, Failure> {
+    let (ours, theirs) = handshake::pair()?;
+    let into_v2 = spawn.cgroup.as_deref().and_then(Cgroup::dirfd_v2);
+    let arguments = Clone3 {
+        namespaces: if spawn.route.intermediate { 0 } else { spawn.route.cloned },
+        sibling: false,
+        cgroup: into_v2,
+    };
+    let forked = {
+        let _born_inside = match (&spawn.route.pid, spawn.pid_namespace_of) {
+            (Some(join), _) => Some(BornInside::enter(join.file.as_fd())),
+            (None, Some(pidfd)) => Some(BornInside::enter(pidfd)),
+            (None, None) => None,
+        }
+        .transpose()
+        .map_err(|errno| Failure::os(Step::Namespace, errno).with_message("join the pid namespace"))?;
+        sys::clone3(&arguments).map_err(clone_failed)?
+    };
+    let (pid, pidfd) = match forked {
+        Forked::Child => {
+            drop(ours);
+            enter(&spawn, &theirs, child)
+        }
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs);
+    let first = Born { pid, pidfd };
+    let deadline = Instant::now() + SPAWN_DEADLINE;
+    let served = if spawn.route.intermediate {
+        // The intermediate is the first born; its last word is init's birth. It exits either way.
+        let init = receive_init(&ours, deadline);
+        let status = first.reap(init.is_err());
+        init.map_err(|failure| explain(failure, status))
+            .and_then(|init| serve(&mut spawn, &ours, init, deadline))
+    } else {
+        serve(&mut spawn, &ours, first, deadline)
+    };
+    served.map(|(born, fd)| Spawned { pid: born.pid, pidfd: born.pidfd, fd, link: ours })
+}
+
+/// The child's side of clone3. Does not return.
+fn enter(
+    spawn: &Spawn<'_>,
+    link: &End,
+    child: impl FnOnce(&End, Option<&Cgroup>) -> Result<Infallible, Failure>,
+) -> ! {
+    let Err(failure) = enter_namespaces(spawn, link).and_then(|()| child(link, spawn.cgroup.as_deref()));
+    let _ = link.tell(&FromChild::Failed(failure), &[]);
+    sys::exit_now(1)
+}
+
+/// Cgroups, then namespaces, as the child or, where one is needed, as the intermediate and then as the child it clones.
+fn enter_namespaces(spawn: &Spawn<'_>, link: &End) -> Result<(), Failure> {
+    if let Some(cgroup) = spawn.cgroup.as_deref() {
+        cgroup.join_self_v1()?;
+    }
+    spawn.route.join()?;
+    if spawn.route.intermediate {
+        let into_v2 = spawn.cgroup.as_deref().and_then(Cgroup::dirfd_v2);
+        let arguments = Clone3 { namespaces: spawn.route.cloned, sibling: true, cgroup: into_v2 };
+        if let Forked::Parent { pid, pidfd } = sys::clone3(&arguments).map_err(clone_failed)? {
+            link.tell(&FromChild::Born { pid }, &[pidfd.as_fd()])?;
+            sys::exit_now(0);
+        }
+    }
+    Ok(())
+}
+
+/// A process that is not known to be ready yet.
+struct Born {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Born {
+    /// Waits for the process's end, which `kill` brings about.
+    fn reap(&self, kill: bool) -> Option<WaitIdStatus> {
+        reap(self.pidfd.as_fd(), kill)
+    }
+}
+
+impl Spawned {
+    /// Kills the process and waits for its end.
+    pub(crate) fn reap(&self) {
+        reap(self.pidfd.as_fd(), true);
+    }
+}
+
+fn reap(pidfd: BorrowedFd<'_>, kill: bool) -> Option<WaitIdStatus> {
+    if kill {
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    }
+    loop {
+        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Ok(status) => return status,
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// The intermediate's report.
+fn receive_init(link: &End, deadline: Instant) -> Result<Born, Failure> {
+    match link.next(deadline)? {
+        Some(mut packet) => match (packet.message, packet.fds.pop()) {
+            (FromChild::Born { pid }, Some(pidfd)) => Ok(Born { pid, pidfd }),
+            (FromChild::Failed(failure), _) => Err(failure),
+            _ => Err(Failure::because(Step::Handshake, "the intermediate did not report a process")),
+        },
+        None => Err(silent()),
+    }
+}
+
+/// Serves a child until it is ready.
+fn serve(
+    spawn: &mut Spawn<'_>,
+    link: &End,
+    born: Born,
+    deadline: Instant,
+) -> Result<(Born, Option<OwnedFd>), Failure> {
+    match serve_until_ready(spawn, link, born.pid, deadline) {
+        Ok(fd) => Ok((born, fd)),
+        Err(failure) => {
+            let status = born.reap(true);
+            Err(explain(failure, status))
+        }
+    }
+}
+
+fn serve_until_ready(
+    spawn: &mut Spawn<'_>,
+    link: &End,
+    pid: i32,
+    deadline: Instant,
+) -> Result<Option<OwnedFd>, Failure> {
+    if let Some(score) = spawn.oom_score_adj {
+        write_oom_score_adj(pid, score)?;
+    }
+    if let Some(cgroup) = spawn.cgroup.as_deref_mut()
+        && cgroup.joins_by_parent_only()
+    {
+        cgroup.join(pid.unsigned_abs())?;
+    }
+    loop {
+        let Some(mut packet) = link.next(deadline)? else { return Err(silent()) };
+        match packet.message {
+            FromChild::Map => write_maps(pid, spawn.maps)?,
+            FromChild::BeforePivot => (spawn.before_pivot)(pid)?,
+            FromChild::Ready => return Ok(packet.fds.pop()),
+            FromChild::Failed(failure) => return Err(failure),
+            FromChild::Born { .. } => {
+                return Err(Failure::because(Step::Handshake, "a second process was reported"));
+            }
+        }
+        link.go(pid)?;
+    }
+}
+
+/// A child that ended without saying why.
+fn silent() -> Failure {
+    Failure::because(Step::Handshake, "")
+}
+
+/// Adds how the child ended to a failure that only says that it did.
+fn explain(failure: Failure, status: Option<WaitIdStatus>) -> Failure {
+    if failure.message.as_deref() != Some("") {
+        return failure;
+    }
+    let how = match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exited with {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "has ended".to_owned(),
+        },
+        None => "has ended".to_owned(),
+    };
+    failure.with_message(format!("the new process {how} before it was ready (out of memory?)"))
+}
+
+fn clone_failed(errno: Errno) -> Failure {
+    let failure = Failure::os(Step::Clone, errno);
+    match errno {
+        Errno::BUSY => failure.with_message("the engine must run in a process of one thread"),
+        Errno::NOSPC => failure.with_message("too many nested namespaces (see user.max_*_namespaces)"),
+        _ => failure,
+    }
+}
+
+/// Sets the score by which the OOM killer picks (proc_pid_oom_score_adj(5)). Lowering it takes `CAP_SYS_RESOURCE`; a process without
+/// it keeps the score it inherited, with a warning: pods must start in nested environments too.
+fn write_oom_score_adj(pid: i32, score: i32) -> Result<(), Failure> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    match std::fs::write(&path, score.to_string()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::warn!(
+                pid,
+                score,
+                "oom_score_adj cannot be lowered without CAP_SYS_RESOURCE: left as it is"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            Err(Failure::at(Step::ProcessAttributes, errno, path))
+        }
+    }
+}
+
+/// Writes the maps of a new user namespace (user_namespaces(7)): directly where the caller may, else through
+/// newuidmap(1) and newgidmap(1), which give a plain user what /etc/subuid grants.
+fn write_maps(pid: i32, (uids, gids): (&[IdMap], &[IdMap])) -> Result<(), Failure> {
+    let own_only = |maps: &[IdMap], own: u32| matches!(maps, [map] if map.host_id == own && map.length == 1);
+    let privileged = rustix::process::geteuid().is_root();
+    let alone = !privileged && own_only(gids, rustix::process::getegid().as_raw());
+    if alone {
+        // Without privilege a group map takes giving up setgroups(2) for good.
+        write_proc(pid, "setgroups", "deny")?;
+    }
+    if privileged || alone && own_only(uids, rustix::process::geteuid().as_raw()) {
+        write_proc(pid, "gid_map", &map_text(gids))?;
+        return write_proc(pid, "uid_map", &map_text(uids));
+    }
+    map_by_helper("newgidmap", pid, gids)?;
+    map_by_helper("newuidmap", pid, uids)
+}
+
+fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), Failure> {
+    let path = format!("/proc/{pid}/{file}");
+    std::fs::write(&path, text).map_err(|error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        Failure::at(Step::UserMapping, errno, path)
+    })
+}
+
+fn map_text(maps: &[IdMap]) -> String {
+    maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length)).collect()
+}
+
+fn map_by_helper(program: &str, pid: i32, maps: &[IdMap]) -> Result<(), Failure> {
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string());
+    for map in maps {
+        command.args([map.container_id, map.host_id, map.length].map(|number| number.to_string()));
+    }
+    let failed = |why: String| Failure::because(Step::UserMapping, format!("{program}: {why}"));
+    let output = command.output().map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
