@@ -29,6 +29,9 @@ use crate::v1::{ContainerEventType, PodSandboxConfig};
 /// How long a monitor that was just started may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The score of monitors: killed for memory only when there is nothing else to kill.
+const OOM_SCORE: i32 = -999;
+
 /// A pod to be made.
 #[derive(Debug)]
 pub struct NewPod {
@@ -214,9 +217,27 @@ async fn start_monitor(daemon: &Daemon, dirs: &Directories, id: &str) -> Result<
     }
 }
 
-/// The command line of a pod's monitor.
-fn arguments(daemon: &Daemon, _dirs: &Directories, id: &str) -> Vec<String> {
-    vec![id.to_owned(), daemon.monitors_cgroup()]
+/// The command line of a pod's monitor: see [`runtime::monitor::Options`].
+fn arguments(daemon: &Daemon, dirs: &Directories, id: &str) -> Vec<String> {
+    let config = daemon.config();
+    let mut arguments = vec![
+        "--pod".to_owned(),
+        id.to_owned(),
+        "--run".to_owned(),
+        dirs.run.to_string_lossy().into_owned(),
+        "--oom-score".to_owned(),
+        OOM_SCORE.to_string(),
+    ];
+    // systemd's tree is systemd's: there a monitor stays in the daemon's unit.
+    if daemon.driver == Driver::Cgroupfs {
+        arguments.extend(["--cgroup".to_owned(), daemon.monitors_cgroup()]);
+    }
+    // A filter for the daemon's modules says nothing about the monitor; a level does.
+    let level = config.log.level.split(',').find_map(|part| part.trim().parse::<tracing::Level>().ok());
+    if let Some(level) = level {
+        arguments.extend(["--log-level".to_owned(), level.to_string().to_lowercase()]);
+    }
+    arguments
 }
 
 /// The namespaces that pause gets.
