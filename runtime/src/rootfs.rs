@@ -18,6 +18,8 @@ mod console;
 mod devices;
 mod guard;
 mod pivot;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

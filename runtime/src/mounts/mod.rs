@@ -104,9 +104,7 @@ fn refused(mount: &Mount, message: impl Into<String>) -> Failure {
 
 fn bind(place: &Place<'_>, mount: &Mount, clone: BorrowedFd<'_>) -> Result<(), Failure> {
     attributes::apply_to_clone(clone, mount).map_err(failed(mount))?;
-    let stat = fstat(clone).map_err(failed(mount))?;
-    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    let kind = if directory { Kind::Directory } else { Kind::File };
+    let kind = if is_directory(clone) { Kind::Directory } else { Kind::File };
     let point = mount_point(place, mount, kind)?;
     guard_proc(mount, &point, Some(clone))?;
     attach(mount, clone, &point)
@@ -123,8 +121,7 @@ fn kernel_view(place: &Place<'_>, mount: &Mount) -> Result<(), Failure> {
         Err(Errno::LOOP | Errno::NOTDIR) => return Err(ordinary()),
         other => other.map_err(failed(mount))?,
     };
-    let stat = fstat(&point.fd).map_err(failed(mount))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+    if !is_directory(point.fd.as_fd()) {
         return Err(ordinary());
     }
     guard_proc(mount, &point, None)?;
@@ -260,15 +257,26 @@ fn guard_proc(mount: &Mount, point: &Point, clone: Option<BorrowedFd<'_>>) -> Re
 
 /// Attaches a finished mount, and then sets what only an attached one shows.
 fn attach(mount: &Mount, fd: BorrowedFd<'_>, point: &Point) -> Result<(), Failure> {
-    move_to(fd, point.fd.as_fd()).map_err(|errno| match errno {
-        Errno::NOTDIR => failed(mount)(errno)
-            .with_message("a directory cannot be mounted on a file, nor a file on a directory"),
-        _ => failed(mount)(errno),
+    move_to(fd, point.fd.as_fd()).map_err(|errno| {
+        match (is_directory(fd), is_directory(point.fd.as_fd())) {
+            // The kernel says EINVAL to this; ENOTDIR is what mount(2) says.
+            (true, false) => {
+                failed(mount)(Errno::NOTDIR).with_message("a directory cannot be mounted on a file")
+            }
+            (false, true) => {
+                failed(mount)(Errno::NOTDIR).with_message("a file cannot be mounted on a directory")
+            }
+            _ => failed(mount)(errno),
+        }
     })?;
     if !matches!(mount.source, MountSource::Bind { .. }) {
         attributes::apply_recursive(fd, mount).map_err(failed(mount))?;
     }
     propagate(fd, &mount.propagation).map_err(|errno| failed(mount)(errno).with_message("propagation"))
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// move_mount(2) of the mount whose root `fd` is onto `point`, whatever its kind.
