@@ -141,7 +141,6 @@ mod tests {
     #[test]
     fn no_descriptor_is_a_way_out_of_the_root() {
         in_child("process::cwd::tests::no_descriptor_is_a_way_out_of_the_root", || {
-            let top = tempfile::tempdir().unwrap();
             let fd = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
             let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
             for path in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/usr")] {
@@ -150,8 +149,8 @@ mod tests {
             }
             if crate::process::tests::is_root() {
                 // Somewhere above the new root, as a leaked descriptor would leave it.
-                std::env::set_current_dir("/usr").unwrap();
-                rustix::process::chroot(top.path()).unwrap();
+                std::env::set_current_dir("/etc").unwrap();
+                rustix::process::chroot("/usr").unwrap();
                 let failure = require_inside_root(Path::new("/x")).unwrap_err();
                 assert!(failure.to_string().contains("outside of container"), "{failure}");
             }
@@ -184,8 +183,9 @@ mod tests {
             assert_eq!(rustix::process::geteuid(), Uid::ROOT);
             assert_eq!(rustix::process::getegid(), Gid::ROOT);
             assert_eq!(rustix::thread::capabilities(None).unwrap().effective, powers);
-            let other = plan::Process { cwd, uid: 1235, gid: 1235, ..process() };
+            let other = plan::Process { cwd: cwd.clone(), uid: 1235, gid: 1235, ..process() };
             assert_eq!(enter_working_directory(&other).unwrap_err().errno(), Some(Errno::ACCESS));
+            std::fs::remove_dir(cwd).unwrap();
         });
     }
 }

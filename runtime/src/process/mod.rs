@@ -26,3 +26,6 @@ pub(crate) use cwd::enter_working_directory;
 pub(crate) use lookup::look_up_program;
 pub(crate) use stdio::{take_stdio, take_terminal};
 pub(crate) use strings::strings;
+
+#[cfg(test)]
+mod tests;
