@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use podwright_tests::oci::Ran;
+use podwright_tests::skip::skip;
 use podwright_tests::{Deadline, Node, Outcome, PodBuilder, binaries, process, v1, watch};
 use rustix::process::Signal;
 
@@ -22,6 +23,39 @@ fn check_reads_the_configuration_and_starts_nothing() -> Outcome {
     let refused = podwrightd(&["--config", bad.to_str().unwrap(), "--check"])?;
     assert_ne!(refused.code, 0);
     assert!(refused.stderr.contains("sokcet") && refused.stderr.contains("bad.toml"), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn the_example_configuration_is_valid() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config.toml");
+    fs::write(&file, include_str!("../../manifests/config.toml"))?;
+    podwrightd(&["--config", file.to_str().unwrap(), "--check"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn the_units_are_valid() -> Outcome {
+    let found = Command::new("systemd-analyze").arg("--version").output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        skip("daemon::the_units_are_valid", "systemd-analyze is not installed");
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let units = [
+        ("podwrightd.service", include_str!("../../manifests/podwrightd.service")),
+        ("podwrightd.socket", include_str!("../../manifests/podwrightd.socket")),
+    ];
+    for (name, text) in units {
+        let programs = binaries::find("podwrightd")?.parent().unwrap().to_string_lossy().into_owned();
+        fs::write(directory.path().join(name), text.replace("@PREFIX@/bin", &programs))?;
+    }
+    let verified = Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(directory.path().join("podwrightd.service"))
+        .output()?;
+    Ran::from(verified).ok()?;
     Ok(())
 }
 
