@@ -21,7 +21,7 @@ pub(super) fn apply_to_clone(clone: BorrowedFd<'_>, mount: &Mount) -> Result<(),
         let asked = Attributes { set: mount.attr_set, clear: mount.attr_clear, ..Attributes::default() };
         match sys::mount_setattr(clone, &Attributes { set, clear, ..Attributes::default() }) {
             Err(Errno::PERM) if (set, clear) != (asked.set, asked.clear) => {
-                sys::mount_setattr(clone, &asked)?
+                sys::mount_setattr(clone, &asked)?;
             }
             other => other?,
         }

@@ -96,14 +96,13 @@ fn hierarchy(
     let point = rustix::fs::openat(top, name, flags, Mode::empty())?;
     let attributes = SAFE | mount.attr_set;
     let own = if place.around.cgroup_namespace { own_root(&directory.hierarchy, attributes) } else { None };
-    let fd = match own {
-        Some(fd) => fd,
-        None => {
-            let clone = clone_path(&directory.path, true)?;
-            let mount = Mount { attr_set: attributes, ..mount.clone() };
-            attributes::apply_to_clone(clone.as_fd(), &mount)?;
-            clone
-        }
+    let fd = if let Some(fd) = own {
+        fd
+    } else {
+        let clone = clone_path(&directory.path, true)?;
+        let mount = Mount { attr_set: attributes, ..mount.clone() };
+        attributes::apply_to_clone(clone.as_fd(), &mount)?;
+        clone
     };
     move_to(fd.as_fd(), point.as_fd())?;
     for alias in aliases(&directory.hierarchy) {

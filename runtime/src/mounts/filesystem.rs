@@ -51,6 +51,9 @@ const FLAGS: [(u64, &str); 6] = [
     (superblock::I_VERSION, "i_version"),
 ];
 
+/// The longest value fsconfig(2) takes.
+const VALUE_BYTES_MAX: usize = 255;
+
 /// Makes it. The result is the root of a mount that is attached nowhere yet.
 pub(crate) fn make(new: &New<'_>) -> Result<OwnedFd, Refused> {
     let context =
@@ -93,6 +96,9 @@ fn set(context: BorrowedFd<'_>, key: &str, value: Option<&str>) -> Result<(), Re
         let option = value.map_or_else(|| key.to_owned(), |value| format!("{key}={value}"));
         let message = match last_message(context) {
             Some(said) => format!("option {option}: {said}"),
+            None if value.is_some_and(|value| value.len() > VALUE_BYTES_MAX) => {
+                format!("option {key} is longer than {VALUE_BYTES_MAX} bytes")
+            }
             None => format!("option {option}"),
         };
         Refused { errno, message: Some(message) }

@@ -63,7 +63,8 @@ pub(crate) struct Place<'a> {
     pub(crate) around: &'a Surroundings<'a>,
 }
 
-/// Mounts one of the plan's mounts. `source` is the clone of a bind source where the engine made it. Returns the mount if it
+/// Mounts one of the plan's mounts. `source` is the engine's clone of a bind source, for when only
+/// the engine could make it. Returns the mount if it
 /// has to become read-only later, once everything in it is in place.
 pub(crate) fn mount(
     place: &Place<'_>,
@@ -75,10 +76,17 @@ pub(crate) fn mount(
     }
     match &mount.source {
         MountSource::Bind { path, recursive } => {
-            if let Some(clone) = source {
+            // Its owners can be mapped by the engine only.
+            if let (Some(clone), Some(_)) = (source, &mount.idmap) {
                 return bind(place, mount, clone).map(|()| None);
             }
-            let clone = bind::clone_source(path, *recursive, &mount.destination)?;
+            // One's own clone comes first: what is locked in this user namespace stays locked in it.
+            let clone = match (bind::clone_source(path, *recursive, &mount.destination), source) {
+                (Err(failure), Some(clone)) if failure.errno() == Some(Errno::ACCESS) => {
+                    return bind(place, mount, clone).map(|()| None);
+                }
+                (clone, _) => clone?,
+            };
             if let Some(map) = &mount.idmap {
                 bind::map_owners(clone.as_fd(), map, place.plan, &mount.destination)?;
             }

@@ -38,13 +38,12 @@ impl Root {
                 continue;
             }
             let elsewhere;
-            let (directory, name) = match in_dev(&device.path) {
-                Some(name) => (dev.as_fd(), name),
-                None => {
-                    let (parent, name) = resolve::parent(self.dir(), &device.path).map_err(failed)?;
-                    elsewhere = parent;
-                    (elsewhere.as_fd(), name)
-                }
+            let (directory, name) = if let Some(name) = in_dev(&device.path) {
+                (dev.as_fd(), name)
+            } else {
+                let (parent, name) = resolve::parent(self.dir(), &device.path).map_err(failed)?;
+                elsewhere = parent;
+                (elsewhere.as_fd(), name)
             };
             make(directory, name, device, around.user_namespace)?;
         }
@@ -79,10 +78,10 @@ fn make(
         Err(Errno::PERM) if device.kind != DeviceKind::Fifo => return bind(directory, name, device),
         Err(Errno::EXIST) => {
             let there = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-            return match is_device(&there, device) {
-                true => Ok(()),
-                false => Err(failed(Errno::EXIST).with_message("another file has the device's name")),
-            };
+            if is_device(&there, device) {
+                return Ok(());
+            }
+            return Err(failed(Errno::EXIST).with_message("another file has the device's name"));
         }
         Err(errno) => return Err(failed(errno)),
     }

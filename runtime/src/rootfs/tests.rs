@@ -103,11 +103,11 @@ fn usual() -> Vec<Value> {
 }
 
 /// Enters the plan's root, says how long that took, and returns the console's master and peer.
-fn enter(plan: &Plan, user_namespace: bool) -> (OwnedFd, OwnedFd) {
+fn enter(plan: &Plan, detached: Option<BorrowedFd<'_>>, user_namespace: bool) -> (OwnedFd, OwnedFd) {
     let cgroup = own_cgroup();
     let around = Surroundings { cgroup: &cgroup, user_namespace, cgroup_namespace: true };
     let started = std::time::Instant::now();
-    let root = Root::prepare(plan, None).unwrap();
+    let root = Root::prepare(plan, detached).unwrap();
     root.mount_all(plan, &around).unwrap();
     root.make_devices(plan, &around).unwrap();
     let terminal = root.console(plan).unwrap();
@@ -195,7 +195,7 @@ fn a_whole_root() {
     // The spec above has no user namespace; its idmapped mount takes the one of the holder.
     plan.namespaces.join.append(&mut mapped.namespaces.join);
     plan.mounts.append(&mut mapped.mounts);
-    let (_master, peer) = enter(&plan, false);
+    let (_master, peer) = enter(&plan, None, false);
     drop(holder.stdin.take());
     holder.wait().unwrap();
 
@@ -252,7 +252,7 @@ fn a_root_in_a_user_namespace() {
         json!({"mounts": mounts, "linux": {
             "maskedPaths": ["/proc/kallsyms", "/proc/scsi", "/proc/acpi"], "readonlyPaths": ["/proc/sys"]}}),
     );
-    let _terminal = enter(&plan, true);
+    let _terminal = enter(&plan, None, true);
     assert!(readonly("/data/x"));
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     fs::write("/dev/null", "x").unwrap();
@@ -311,4 +311,33 @@ fn what_an_image_may_not_do() {
     fs::write(bundle.join("meminfo"), "lxcfs").unwrap();
     let meminfo = bundle.join("meminfo").to_str().unwrap().to_owned();
     root.mount_all(&plan_of(vec![mount("/proc/meminfo", "bind", &meminfo, &["bind"])]), &around).unwrap();
+}
+
+#[test]
+fn a_detached_root_that_is_shared() {
+    if !inside("a_detached_root_that_is_shared", &[]) {
+        return;
+    }
+    let bundle = bundle();
+    let detached = mounts::make(&mounts::New { fstype: "tmpfs", ..mounts::New::default() }).unwrap();
+    let linux = json!({"rootfsPropagation": "rshared"});
+    let plan = plan(&bundle, json!({"mounts": usual(), "linux": linux}));
+    let _terminal = enter(&plan, Some(detached.as_fd()), false);
+    assert!(options("/").contains(" - tmpfs") && options("/").contains("shared:"));
+    assert!(options("/proc").contains("shared:"));
+    fs::write("/new", "").unwrap();
+}
+
+#[test]
+fn a_root_that_is_moved_instead_of_pivoted() {
+    if !inside("a_root_that_is_moved_instead_of_pivoted", &[]) {
+        return;
+    }
+    let bundle = bundle();
+    let mut plan = plan(&bundle, json!({"mounts": usual()}));
+    plan.rootfs.no_pivot = true;
+    let _terminal = enter(&plan, None, false);
+    assert!(!Path::new("/usr").exists());
+    let views = fs::read_to_string("/proc/1/mountinfo").unwrap();
+    assert_eq!(views.matches(" - proc ").count(), 1, "{views}");
 }
