@@ -50,7 +50,7 @@ fn bundle() -> PathBuf {
     bundle
 }
 
-fn plan(bundle: &Path, patch: Value) -> Plan {
+fn plan(bundle: &Path, patch: &Value) -> Plan {
     let mut document = json!({
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs"},
@@ -179,14 +179,14 @@ fn a_whole_root() {
     ]);
     let mut mapped = plan(
         &bundle,
-        json!({"linux": {"namespaces": [{"type": "mount"}, {"type": "user", "path": "/proc/self/ns/user"}]},
+        &json!({"linux": {"namespaces": [{"type": "mount"}, {"type": "user", "path": "/proc/self/ns/user"}]},
             "mounts": [mount("/mapped", "bind", &path("data"), &["bind", "idmap"])]}),
     );
     let (mut holder, namespace) = mapped_namespace();
     mapped.namespaces.join[0].1 = namespace;
     let mut plan = plan(
         &bundle,
-        json!({"mounts": mounts, "root": {"path": "rootfs", "readonly": true}, "linux": {
+        &json!({"mounts": mounts, "root": {"path": "rootfs", "readonly": true}, "linux": {
             "maskedPaths": ["/proc/timer_list", "/proc/kallsyms", "/proc/acpi", "/proc/scsi", "/secret", "/proc/nothing"],
             "readonlyPaths": ["/proc/sys", "/proc/bus", "/proc/sysrq-trigger"],
             "devices": [{"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "uid": 7, "gid": 8, "fileMode": 0o640}],
@@ -249,7 +249,7 @@ fn a_root_in_a_user_namespace() {
     mounts.push(mount("/host-proc", "bind", "/proc", &["rbind", "ro"]));
     let plan = plan(
         &bundle,
-        json!({"mounts": mounts, "linux": {
+        &json!({"mounts": mounts, "linux": {
             "maskedPaths": ["/proc/kallsyms", "/proc/scsi", "/proc/acpi"], "readonlyPaths": ["/proc/sys"]}}),
     );
     let _terminal = enter(&plan, None, true);
@@ -275,7 +275,7 @@ fn what_an_image_may_not_do() {
     rustix::fs::mknodat(CWD, rootfs.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)
         .unwrap();
     let data = bundle.join("data").to_str().unwrap().to_owned();
-    let plan_of = |mounts: Vec<Value>| plan(&bundle, json!({"mounts": mounts}));
+    let plan_of = |mounts: Vec<Value>| plan(&bundle, &json!({"mounts": mounts}));
     let empty = plan_of(vec![]);
     let root = Root::prepare(&empty, None).unwrap();
     let cgroup = own_cgroup();
@@ -321,7 +321,7 @@ fn a_detached_root_that_is_shared() {
     let bundle = bundle();
     let detached = mounts::make(&mounts::New { fstype: "tmpfs", ..mounts::New::default() }).unwrap();
     let linux = json!({"rootfsPropagation": "rshared"});
-    let plan = plan(&bundle, json!({"mounts": usual(), "linux": linux}));
+    let plan = plan(&bundle, &json!({"mounts": usual(), "linux": linux}));
     let _terminal = enter(&plan, Some(detached.as_fd()), false);
     assert!(options("/").contains(" - tmpfs") && options("/").contains("shared:"));
     assert!(options("/proc").contains("shared:"));
@@ -334,7 +334,7 @@ fn a_root_that_is_moved_instead_of_pivoted() {
         return;
     }
     let bundle = bundle();
-    let mut plan = plan(&bundle, json!({"mounts": usual()}));
+    let mut plan = plan(&bundle, &json!({"mounts": usual()}));
     plan.rootfs.no_pivot = true;
     let _terminal = enter(&plan, None, false);
     assert!(!Path::new("/usr").exists());
