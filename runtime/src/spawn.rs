@@ -61,16 +61,20 @@ pub(crate) fn spawn(
         sibling: false,
         cgroup: into_v2,
     };
-    let forked = {
-        let _born_inside = match (&spawn.route.pid, spawn.pid_namespace_of) {
-            (Some(join), _) => Some(BornInside::enter(join.file.as_fd())),
-            (None, Some(pidfd)) => Some(BornInside::enter(pidfd)),
-            (None, None) => None,
-        }
-        .transpose()
-        .map_err(|errno| Failure::os(Step::Namespace, errno).with_message("join the pid namespace"))?;
-        sys::clone3(&arguments).map_err(clone_failed)?
-    };
+    let born_inside = match (&spawn.route.pid, spawn.pid_namespace_of) {
+        (Some(join), _) => Some(BornInside::enter(join.file.as_fd())),
+        (None, Some(pidfd)) => Some(BornInside::enter(pidfd)),
+        (None, None) => None,
+    }
+    .transpose()
+    .map_err(|errno| Failure::os(Step::Namespace, errno).with_message("join the pid namespace"))?;
+    let forked = sys::clone3(&arguments);
+    match &forked {
+        // Going back is the parent's: from inside there is no way out.
+        Ok(Forked::Child) => std::mem::forget(born_inside),
+        _ => drop(born_inside),
+    }
+    let forked = forked.map_err(clone_failed)?;
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);

@@ -42,7 +42,7 @@ const MAX_ID_BYTES: usize = 240;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Empty.
-    #[error("container id cannot be empty")]
+    #[error("invalid container ID format: container id cannot be empty")]
     EmptyId,
     /// Characters other than letters, digits, `_`, `+`, `-`, `.`; or `.` or `..`; or too long.
     #[error("invalid container ID format: {0:?}")]

@@ -43,6 +43,7 @@ mod variant;
 mod wait;
 mod writes;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -227,6 +228,34 @@ impl Cgroup {
         }
         let v1 = self.v1.iter().map(|dir| dir.below(path)).collect::<Result<_, _>>()?;
         let v2 = self.v2.as_ref().map(|dir| dir.below(path)).transpose()?;
+        Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless, scope: None })
+    }
+
+    /// As [`below`](Self::below), where each controller's hierarchy has a path of its own; the hierarchies of no named
+    /// controller stay as they are. The empty name stands for v2.
+    pub fn below_each(&self, paths: &BTreeMap<String, String>) -> Result<Self, Failure> {
+        let path_of = |dir: &Dir| {
+            paths
+                .iter()
+                .find(|(name, _)| Controller::from_name(name).is_some_and(|controller| dir.has(controller)))
+        };
+        let bad = |path: &str| {
+            let trimmed = path.trim_matches('/');
+            trimmed.is_empty() || trimmed.split('/').any(|part| matches!(part, "" | "." | ".."))
+        };
+        if let Some(path) = paths.values().find(|path| bad(path)) {
+            return Err(Failure::because(Step::Cgroup, format!("bad sub cgroup path: {path}")));
+        }
+        let one = |dir: &Dir| match path_of(dir) {
+            Some((_, path)) => dir.below(path.trim_matches('/')),
+            None => dir.share(),
+        };
+        let v1 = self.v1.iter().map(one).collect::<Result<_, _>>()?;
+        let v2 = match (&self.v2, paths.get("")) {
+            (Some(dir), Some(path)) => Some(dir.below(path.trim_matches('/'))?),
+            (Some(dir), None) => Some(one(dir)?),
+            (None, _) => None,
+        };
         Ok(Self { v1, v2, made_ancestors: Vec::new(), rootless: self.rootless, scope: None })
     }
 
