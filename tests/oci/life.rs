@@ -78,7 +78,8 @@ fn create_start_state_kill_delete() -> Outcome {
 
 #[test]
 fn exec_runs_inside_with_output_and_exit_code() -> Outcome {
-    let bundle = Bundle::new("echo up; sleep 1000")?;
+    // A shell would become the last of its commands.
+    let bundle = Bundle::new("echo up; sleep 1000; true")?;
     bundle.create()?.ok()?;
     bundle.wright(&["start", &bundle.id])?.ok()?;
     wait_for_output(&bundle, "up")?;

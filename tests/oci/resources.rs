@@ -1,0 +1,123 @@
+//! Limits, their change, and what `events` and `ps` tell.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use podwright_tests::oci::Bundle;
+use podwright_tests::{Outcome, skip, snapshot};
+use serde_json::{Value, json};
+
+use crate::start;
+
+const FOREVER: &str = "echo up; sleep 100000";
+
+/// The content of a file of the container's cgroup, by its v1 or its v2 name.
+fn limit(bundle: &Bundle, names: [&str; 2]) -> Option<String> {
+    snapshot::cgroups(&bundle.id)
+        .into_iter()
+        .flat_map(|cgroup| names.map(|name| cgroup.join(name)))
+        .find_map(|file| fs::read_to_string(file).ok())
+        .map(|text| text.trim().to_owned())
+}
+
+#[test]
+fn limits_are_set_and_changed() -> Outcome {
+    let bundle = Bundle::new(FOREVER)?;
+    bundle.edit(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        spec["linux"]["resources"]["pids"] = json!({"limit": 50});
+    })?;
+    start(&bundle)?;
+    let memory = || limit(&bundle, ["memory.limit_in_bytes", "memory.max"]);
+    let pids = || limit(&bundle, ["pids.max", "pids.max"]);
+    assert_eq!(memory(), Some((64 << 20).to_string()));
+    assert_eq!(pids().as_deref(), Some("50"));
+    bundle.wright(&["update", "--memory", "96m", "--pids-limit", "60", &bundle.id])?.ok()?;
+    assert_eq!(memory(), Some((96 << 20).to_string()));
+    assert_eq!(pids().as_deref(), Some("60"));
+    let mut update = bundle.command(&["update", "--resources", "-", &bundle.id])?;
+    let mut update = update.stdin(Stdio::piped()).spawn()?;
+    update.stdin.take().context("stdin")?.write_all(br#"{"pids": {"limit": 70}}"#)?;
+    assert!(update.wait()?.success());
+    assert_eq!(pids().as_deref(), Some("70"));
+    assert_eq!(memory(), Some((96 << 20).to_string()), "what is left out stays");
+    let ran = bundle.wright(&["update", "--memory", "lots", &bundle.id])?;
+    assert!(ran.code == 1 && ran.stderr.contains("invalid value for memory"), "{ran:?}");
+    Ok(())
+}
+
+#[test]
+fn stats_have_the_keys_their_readers_know() -> Outcome {
+    let bundle = Bundle::new(FOREVER)?;
+    start(&bundle)?;
+    let text = bundle.wright(&["events", "--stats", &bundle.id])?.ok()?;
+    assert_eq!(text.lines().count(), 1);
+    let event: Value = serde_json::from_str(&text)?;
+    assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(bundle.id)));
+    for key in ["cpu", "cpuset", "memory", "pids", "blkio", "hugetlb", "intel_rdt", "network_interfaces"] {
+        assert!(event["data"].get(key).is_some(), "{key}");
+    }
+    assert!(event["data"]["pids"]["current"].as_u64().is_some_and(|count| count >= 1), "{event}");
+    assert!(event["data"]["memory"]["usage"]["usage"].as_u64().is_some_and(|bytes| bytes > 0), "{event}");
+    Ok(())
+}
+
+#[test]
+fn an_oom_is_one_exact_line_and_events_end_with_the_container() -> Outcome {
+    let test = "oci::resources::an_oom_is_one_exact_line_and_events_end_with_the_container";
+    if limit_files_missing() {
+        skip::skip(test, "no memory controller");
+        return Ok(());
+    }
+    // The shell lives on while its child grows until it is killed.
+    let bundle = Bundle::new("echo up; read go; (tail /dev/zero); sleep 100000")?;
+    bundle.edit(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
+        spec["process"]["args"] = json!([
+            "/bin/sh",
+            "-c",
+            "echo up; while [ ! -e /tmp/go ]; do sleep 0.05; done; (tail /dev/zero); sleep 100000"
+        ]);
+    })?;
+    start(&bundle)?;
+    let mut events = bundle.command(&["events", "--interval", "1h", &bundle.id])?;
+    let mut events = events.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(events.stdout.take().context("stdout")?).lines();
+    fs::write(bundle.path().join("rootfs/tmp/go"), "")?;
+    let first = lines.next().context("a line")??;
+    assert_eq!(first, format!("{{\"type\":\"oom\",\"id\":\"{}\"}}", bundle.id));
+    bundle.wright(&["delete", "--force", &bundle.id])?.ok()?;
+    assert!(lines.all(|line| line.is_ok_and(|line| line == first)));
+    assert!(events.wait()?.success());
+    Ok(())
+}
+
+fn limit_files_missing() -> bool {
+    !snapshot::unified() && !std::path::Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
+}
+
+#[test]
+fn ps_shows_only_the_containers_processes() -> Outcome {
+    let bundle = Bundle::new("echo up; sleep 31415926")?;
+    start(&bundle)?;
+    let table = bundle.wright(&["ps", &bundle.id])?.ok()?;
+    assert!(table.lines().next().is_some_and(|head| head.contains("PID")), "{table}");
+    assert!(table.contains("31415926"), "{table}");
+    assert!(table.lines().count() <= 3, "{table}");
+    let table = bundle.wright(&["ps", &bundle.id, "-e", "-x"])?;
+    assert_eq!(table.code, 0, "{table:?}");
+    Ok(())
+}
+
+#[test]
+fn another_containers_cgroup_is_not_taken_over() -> Outcome {
+    let bundle = Bundle::new(FOREVER)?;
+    start(&bundle)?;
+    let second = format!("{}-second", bundle.id);
+    let ran = bundle.wright(&["run", "--detach", &second])?;
+    assert!(ran.code == 1 && ran.stderr.contains("container's cgroup is not empty"), "{ran:?}");
+    assert_eq!(bundle.status()?, "running");
+    Ok(())
+}
