@@ -10,6 +10,7 @@ mod clone;
 pub(crate) mod command;
 mod exec;
 mod fds;
+pub(crate) mod memory;
 mod mount;
 pub(crate) mod seccomp;
 pub(crate) mod signal;

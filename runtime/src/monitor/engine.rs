@@ -1,0 +1,231 @@
+//! From the monitor's requests to the engine's: containers and exec'd processes come into being here.
+//!
+//! Each function does one thing to the end and keeps nothing; what it made goes back to [`act`](super::act).
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use super::act::describe;
+use super::protocol::{CreateFd, CreateRequest, ExecRequest};
+use super::stdio::Ends;
+use crate::cgroup::{Cgroup, CgroupPath, CreateOptions, Driver, Hierarchies};
+use crate::container::{self, StartGate, Stdio};
+use crate::exec;
+use crate::plan::{NamespaceKind, Plan, Process};
+use crate::seccomp::Program;
+use crate::{Failure, Step, spec};
+
+/// The most that is read from a passed memfd.
+const MAX_MEMFD_BYTES: usize = 4 * 1024 * 1024;
+
+/// A container at its start gate.
+pub(super) struct Container {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) gate: StartGate,
+    pub(super) cgroup: Cgroup,
+    pub(super) ends: Ends,
+    /// Its PID namespace is its own: the kernel kills all of it with its init.
+    pub(super) own_pids: bool,
+    /// The memfd with its seccomp program, for what is exec'd into it. Kept as it is: its pages are the daemon's too.
+    pub(super) seccomp: Option<OwnedFd>,
+}
+
+/// Where to exec.
+pub(super) struct Target<'a> {
+    /// The container's init.
+    pub(super) pid: i32,
+    /// The container's init.
+    pub(super) pidfd: BorrowedFd<'a>,
+    /// The container's cgroup.
+    pub(super) cgroup: &'a mut Cgroup,
+    /// See [`Container::seccomp`].
+    pub(super) seccomp: Option<&'a OwnedFd>,
+}
+
+/// An exec'd process.
+pub(super) struct Execed {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// Its own cgroup, where it has one.
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// An exec'd process's terminal and the client's ends.
+pub(super) struct Terminal {
+    pub(super) master: OwnedFd,
+    pub(super) input: Option<OwnedFd>,
+    pub(super) output: Option<OwnedFd>,
+}
+
+/// Takes a container up to its start gate. `fds` are what [`CreateRequest::fds`] says.
+pub(super) fn create(
+    request: &CreateRequest,
+    fds: Vec<OwnedFd>,
+    hierarchies: &Hierarchies,
+) -> Result<Container, Failure> {
+    if fds.len() != request.fds.len() {
+        let message = format!("{} descriptors came, {} were announced", fds.len(), request.fds.len());
+        return Err(Failure::because(Step::Request, message));
+    }
+    let (mut root, mut seccomp) = (None, None);
+    for (kind, fd) in request.fds.iter().zip(fds) {
+        match kind {
+            CreateFd::Root => root = Some(fd),
+            CreateFd::Seccomp => seccomp = Some(fd),
+        }
+    }
+    let filter = seccomp.as_ref().map(program).transpose()?;
+    let plan = read_plan(&request.bundle)?;
+    let cgroup_path = cgroup_path(&plan, &request.container)?;
+    let terminal = plan.process.as_ref().is_some_and(|process| process.terminal);
+    let (stdio, pipes) =
+        if terminal { (Stdio::Pty, None) } else { pipes(request.stdin).map(|(s, p)| (s, Some(p)))? };
+    let (gate, theirs) = StartGate::pair()?;
+    let created = container::create(&container::CreateRequest {
+        id: &request.container,
+        bundle: &request.bundle,
+        plan: &plan,
+        hierarchies,
+        cgroup_path: &cgroup_path,
+        cgroup_options: CreateOptions::default(),
+        root: root.as_ref().map(|fd| fd.as_fd()),
+        stdio,
+        preserve_fds: 0,
+        gate: theirs,
+        seccomp: filter.as_ref(),
+        late_exec_errors: true,
+    })?;
+    let ends = match (pipes, created.console) {
+        (Some(pipes), _) => pipes,
+        (None, Some(master)) => Ends::Terminal(master),
+        (None, None) => return Err(Failure::because(Step::Console, "the engine gave no terminal")),
+    };
+    Ok(Container {
+        pid: created.pid,
+        pidfd: created.pidfd,
+        gate,
+        cgroup: created.cgroup,
+        ends,
+        own_pids: plan.namespaces.is_new(NamespaceKind::Pid),
+        seccomp,
+    })
+}
+
+/// Runs a process in a container. `fds` as [`Op::Exec`](super::protocol::Op::Exec) says; `number` names its cgroup.
+pub(super) fn exec(
+    request: &ExecRequest,
+    fds: Vec<OwnedFd>,
+    target: Target<'_>,
+    number: u32,
+) -> Result<Execed, Failure> {
+    let Target { pid, pidfd, cgroup: container, seccomp } = target;
+    let mut fds = fds.into_iter();
+    let description = fds.next().ok_or_else(|| Failure::because(Step::Request, "no process was passed"))?;
+    let process = read_process(&description)?;
+    let passed = request.stdio.iter().filter(|passed| **passed).count();
+    if fds.len() != passed {
+        let message = format!("{} stdio descriptors came, {passed} were announced", fds.len());
+        return Err(Failure::because(Step::Request, message));
+    }
+    let [stdin, stdout, stderr] = request.stdio.map(|passed| if passed { fds.next() } else { None });
+    let (streams, client) = if process.terminal {
+        (Stdio::Pty, Some((stdin, stdout)))
+    } else {
+        let or_null = |fd: Option<OwnedFd>| fd.map_or_else(null, Ok);
+        (Stdio::Fds { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }, None)
+    };
+    let filter = seccomp.map(program).transpose()?;
+    let own = request.own_cgroup.then(|| container.child(&format!("exec-{number}")));
+    let mut cgroup = own.transpose()?;
+    let execed = exec::exec(exec::ExecRequest {
+        init: pid,
+        init_pidfd: pidfd,
+        process: &process,
+        cgroup: cgroup.as_mut().unwrap_or(container),
+        stdio: streams,
+        seccomp: filter.as_ref(),
+        preserve_fds: 0,
+    });
+    let execed = execed.inspect_err(|_| {
+        if let Some(cgroup) = &cgroup {
+            // What it could hold is dead with the failure.
+            let _ = cgroup.remove(std::time::Instant::now());
+        }
+    })?;
+    let terminal = match (client, execed.console) {
+        (Some((input, output)), Some(master)) => Some(Terminal { master, input, output }),
+        _ => None,
+    };
+    Ok(Execed { pid: execed.pid, pidfd: execed.pidfd, cgroup, terminal })
+}
+
+fn read_plan(bundle: &Path) -> Result<Plan, Failure> {
+    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, describe(error));
+    let loaded = spec::load(bundle).map_err(|error| config(&error))?;
+    let plan = Plan::from_spec(&loaded.spec, &loaded.raw, bundle).map_err(|error| config(&error))?;
+    for warning in loaded.warnings.iter().chain(&plan.warnings) {
+        tracing::debug!(%warning, "config.json");
+    }
+    Ok(plan)
+}
+
+fn read_process(description: &OwnedFd) -> Result<Process, Failure> {
+    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, describe(error));
+    let (process, raw, _) = spec::parse_process(&read(description)?).map_err(|error| config(&error))?;
+    Process::from_spec(&process, &raw).map_err(|error| config(&error))
+}
+
+fn program(memfd: &OwnedFd) -> Result<Program, Failure> {
+    Program::from_bytes(&read(memfd)?).map_err(|error| Failure::because(Step::Seccomp, describe(&error)))
+}
+
+/// `slice:prefix:name` is systemd's form; a path has a slash.
+fn cgroup_path(plan: &Plan, id: &str) -> Result<CgroupPath, Failure> {
+    let given = plan.cgroups_path.as_deref();
+    let systemd = given.is_some_and(|path| !path.contains('/') && path.matches(':').count() == 2);
+    let driver = if systemd { Driver::Systemd } else { Driver::Cgroupfs };
+    CgroupPath::parse(given.map(Path::new), id, driver)
+        .map_err(|error| Failure::because(Step::Cgroup, describe(&error)))
+}
+
+/// The container's ends of new pipes, and ours.
+fn pipes(with_stdin: bool) -> Result<(Stdio, Ends), Failure> {
+    let pipe = || {
+        let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        pipe.map_err(|errno| Failure::os(Step::State, errno).with_message("make a pipe"))
+    };
+    let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+    let (their_stdin, stdin) =
+        if with_stdin { pipe().map(|(read, write)| (read, Some(write)))? } else { (null()?, None) };
+    let theirs = Stdio::Fds { stdin: their_stdin, stdout: their_stdout, stderr: their_stderr };
+    Ok((theirs, Ends::Pipes { stdin, stdout, stderr }))
+}
+
+fn null() -> Result<OwnedFd, Failure> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Failure::at(Step::State, errno, "/dev/null"))
+}
+
+/// A passed memfd from its start, wherever its sender left the offset.
+fn read(memfd: &OwnedFd) -> Result<Vec<u8>, Failure> {
+    let failed = |errno| Failure::os(Step::Request, errno).with_message("read a passed memfd");
+    let size = rustix::fs::fstat(memfd).map_err(failed)?.st_size;
+    let size = usize::try_from(size).ok().filter(|size| *size <= MAX_MEMFD_BYTES);
+    let mut bytes = vec![0; size.ok_or_else(|| failed(Errno::FBIG))?];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::io::pread(memfd, &mut bytes[filled..], filled as u64) {
+            Ok(0) => bytes.truncate(filled),
+            Ok(count) => filled += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Ok(bytes)
+}
