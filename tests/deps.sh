@@ -48,7 +48,7 @@ for group; do
         # shellcheck disable=SC2086  # the pattern is meant to expand
         [ -e "$(ls -d $file 2>/dev/null | head -n 1)" ] || echo "$package"
     done); do
-        missing="$missing $package"
+        case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
         case $group in vm | bench) ;; *) required=yes ;; esac
     done
 done

@@ -45,6 +45,18 @@ fn much_output_arrives_whole() -> Outcome {
 }
 
 #[test]
+fn output_without_end_is_capped_and_still_fits_into_an_answer() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "cap").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).start()?;
+    let output = container.exec("head -c 40000000 /dev/zero; exit 5")?;
+    // kubelet takes messages of 16 MiB, all of it included.
+    assert_eq!(output.code, 5, "the command was not blocked");
+    assert!((8 << 20..16 << 20).contains(&output.stdout.len()), "{} bytes", output.stdout.len());
+    Ok(())
+}
+
+#[test]
 fn a_timeout_kills_the_whole_subtree() -> Outcome {
     let node = Node::start()?;
     let pod = PodBuilder::new(&node, "timeout").run(&node)?;
