@@ -13,10 +13,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
-use rustix::io::Errno;
-
 use crate::cgroup::{self, Cgroup, CgroupPath, Hierarchies, Limits};
 use crate::hooks::{self, Point};
+use crate::launch::Streams;
 use crate::mounts::Sources;
 use crate::namespaces::Route;
 use crate::plan::Plan;
@@ -75,15 +74,18 @@ pub enum Stdio {
 }
 
 impl Stdio {
-    /// Copies for a child to use up.
-    pub(crate) fn duplicate(&self) -> Result<Option<[OwnedFd; 3]>, Failure> {
-        let Self::Fds { stdin, stdout, stderr } = self else { return Ok(None) };
+    /// In the child: what it is to take, given its end of the terminal. The request's own descriptors stay as they are.
+    pub(crate) fn streams(&self, peer: Option<OwnedFd>) -> Result<Streams, Failure> {
         let copy = |fd: &OwnedFd| {
-            fd.try_clone().map_err(|error| {
-                Failure::os(Step::Console, Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
-            })
+            rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|errno| Failure::os(Step::Console, errno))
         };
-        Ok(Some([copy(stdin)?, copy(stdout)?, copy(stderr)?]))
+        Ok(match (self, peer) {
+            (_, Some(peer)) => Streams::Terminal(peer),
+            (Self::Fds { stdin, stdout, stderr }, None) => {
+                Streams::Fds([copy(stdin)?, copy(stdout)?, copy(stderr)?])
+            }
+            (Self::Inherit | Self::Pty, None) => Streams::Inherit,
+        })
     }
 }
 
@@ -96,6 +98,8 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// The master of its pseudo-terminal, with [`Stdio::Pty`].
     pub console: Option<OwnedFd>,
+    /// What [`seccomp::Program::listener`] is to get.
+    pub seccomp_notify: Option<OwnedFd>,
     /// Its cgroup.
     pub cgroup: Cgroup,
 }
@@ -110,12 +114,6 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     if let Some(process) = &plan.process {
         lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
     }
-    if !plan.net_devices.is_empty() {
-        return Err(Failure::because(
-            Step::Network,
-            "linux.netDevices: moving network devices is not supported",
-        ));
-    }
     let limits = match &plan.resources {
         Some(resources) => Limits::from_spec(resources)
             .map_err(|error| Failure::because(Step::Config, format!("linux.resources: {error}")))?,
@@ -123,7 +121,9 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     };
     let mut cgroup = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options)?;
     match cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup)) {
-        Ok(spawned) => Ok(Created { pid: spawned.pid, pidfd: spawned.pidfd, console: spawned.fd, cgroup }),
+        Ok(Spawned { pid, pidfd, fd: console, listener: seccomp_notify, .. }) => {
+            Ok(Created { pid, pidfd, console, seccomp_notify, cgroup })
+        }
         Err(failure) => {
             let parents = cgroup.made_ancestors().to_vec();
             if let Err(left) = cgroup.remove(Instant::now() + SPAWN_DEADLINE) {
@@ -154,6 +154,9 @@ fn clone_init(request: &CreateRequest<'_>, route: &Route, cgroup: &mut Cgroup) -
         route,
         pid_namespace_of: None,
         cgroup: Some(cgroup),
+        beside: None,
+        affinity: None,
+        rlimits: plan.process.as_ref().map_or(&[], |process| &process.rlimits),
         oom_score_adj: plan.process.as_ref().and_then(|process| process.oom_score_adj),
         maps: (&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
         before_pivot: &before_pivot,

@@ -1,7 +1,7 @@
 //! One more process in a running container.
 //!
 //! The child joins every namespace of the container's init that differs from the caller's, at once and by init's pidfd, so that
-//! no path is trusted; it is born in init's PID namespace. From there on it is made as init was: [`crate::init::become_process`].
+//! no path is trusted; it is born in init's PID namespace. From there on it is made as init was: [`crate::launch`].
 //! What it gets of the container is what its own `process` says: capabilities, no_new_privs, limits, labels, the score of the OOM
 //! killer; the same seccomp profile; a session keyring of its own.
 
@@ -9,18 +9,17 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Cgroup;
+use crate::console::{self, Pty};
 use crate::container::Stdio;
 use crate::handshake::{End, FromChild};
-use crate::init::{self, Terminal};
+use crate::launch::{self, Launch, Program};
 use crate::namespaces::{self, Route};
-use crate::plan::{NamespaceKind, Process};
-use crate::procfs::Procfs;
-use crate::spawn::{SPAWN_DEADLINE, Spawn, spawn};
-use crate::{Failure, Step, lsm, process, seccomp, sys};
+use crate::plan::{MemoryPolicy, NamespaceKind, Process};
+use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
+use crate::{Failure, Step, init, lsm, process, relay, seccomp, sys};
 
 /// What to run where.
 #[derive(Debug)]
@@ -39,6 +38,10 @@ pub struct ExecRequest<'a> {
     pub seccomp: Option<&'a seccomp::Program>,
     /// So many descriptors from 3 on stay open in it.
     pub preserve_fds: u32,
+    /// The container's personality(2).
+    pub personality: Option<u32>,
+    /// The container's memory policy.
+    pub memory_policy: Option<&'a MemoryPolicy>,
 }
 
 /// A process that executes its program.
@@ -50,6 +53,8 @@ pub struct Execed {
     pub pidfd: OwnedFd,
     /// The master of its pseudo-terminal, with [`Stdio::Pty`].
     pub console: Option<OwnedFd>,
+    /// What [`seccomp::Program::listener`] is to get.
+    pub seccomp_notify: Option<OwnedFd>,
 }
 
 /// Runs a process in a container and returns once it executes its program.
@@ -57,7 +62,7 @@ pub struct Execed {
 /// # Errors
 /// The step that failed; [`Step::Exec`] where the program cannot be found or executed. No process is left then.
 pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
-    let ExecRequest { init, init_pidfd, process, cgroup, stdio, seccomp, preserve_fds } = request;
+    let ExecRequest { init, init_pidfd, process, cgroup, stdio, seccomp, preserve_fds, .. } = request;
     lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
     let differing = namespaces::differing(init).map_err(|errno| {
         Failure::os(Step::Namespace, errno).with_message("the container's init is not there any more")
@@ -67,17 +72,28 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         route: &Route::direct(),
         pid_namespace_of: (differing & pid_namespace != 0).then_some(init_pidfd),
         cgroup: Some(cgroup),
+        beside: Some(init.unsigned_abs()),
+        affinity: process.cpu_affinity_initial.as_deref(),
+        rlimits: &process.rlimits,
         oom_score_adj: process.oom_score_adj,
         maps: (&[], &[]),
         before_pivot: &|_| Ok(()),
     };
-    let spawned = spawn(parent, |link, _| {
-        let target = Target { pidfd: init_pidfd, namespaces: differing & !pid_namespace };
-        run(&target, process, &stdio, (seccomp, preserve_fds), link)
-    })?;
+    let target = Target { pidfd: init_pidfd, namespaces: differing & !pid_namespace };
+    let launch = Launch {
+        process,
+        personality: request.personality,
+        memory_policy: request.memory_policy,
+        seccomp,
+        user_namespace: target.is_mapped(),
+    };
+    let spawned = spawn(parent, |link, _| run(&target, &launch, &stdio, preserve_fds, link))?;
     // Ready was its last word unless execve fails; its end closes when that succeeds.
     match spawned.link.next(Instant::now() + SPAWN_DEADLINE) {
-        Ok(None) => Ok(Execed { pid: spawned.pid, pidfd: spawned.pidfd, console: spawned.fd }),
+        Ok(None) => {
+            let Spawned { pid, pidfd, fd: console, listener: seccomp_notify, .. } = spawned;
+            Ok(Execed { pid, pidfd, console, seccomp_notify })
+        }
         Ok(Some(packet)) => {
             spawned.reap();
             match packet.message {
@@ -99,61 +115,68 @@ struct Target<'a> {
     namespaces: u32,
 }
 
+impl Target<'_> {
+    /// Whether the process comes into another user namespace.
+    fn is_mapped(&self) -> bool {
+        self.namespaces & NamespaceKind::User.flag() != 0
+    }
+}
+
 /// The child's half.
 fn run(
     target: &Target<'_>,
-    process: &Process,
+    launch: &Launch<'_>,
     stdio: &Stdio,
-    (filter, preserve_fds): (Option<&seccomp::Program>, u32),
+    preserve_fds: u32,
     link: &End,
 ) -> Result<Infallible, Failure> {
-    sys::reset_signals();
-    if let Some(list) = &process.cpu_affinity_initial {
-        process::affinity(list)?;
+    let prepared = prepare(target, launch, stdio, link)?;
+    let _silent = relay::silence();
+    let (program, master) = prepared;
+    let early = launch.seccomp.filter(|filter| launch::is_early(filter));
+    if let Some(filter) = early {
+        launch::load_early(filter, link)?;
     }
-    if target.namespaces != 0 {
-        namespaces::enter(target.pidfd, target.namespaces).map_err(|errno| {
-            Failure::os(Step::Namespace, errno).with_message("join the container's namespaces")
-        })?;
-    }
-    if target.namespaces & NamespaceKind::User.flag() != 0 {
-        namespaces::become_root()?;
-    }
-    rustix::process::setsid().map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;
-    let procfs = Procfs::open()?;
-    process::session_keyring(process.selinux_label.as_deref(), &procfs)?;
-    let (master, peer) = match stdio {
-        Stdio::Pty => Some(new_pty()?),
-        Stdio::Inherit | Stdio::Fds { .. } => None,
-    }
-    .unzip();
-    let terminal = Terminal { peer, stdio: stdio.duplicate()? };
-    let program = init::become_process(process, terminal, &procfs, filter.is_some())??;
-    drop(procfs);
     match &master {
         Some(master) => link.tell(&FromChild::Ready, &[master.as_fd()])?,
         None => link.tell(&FromChild::Ready, &[])?,
     }
     drop(master);
-    init::execute_program(&program, preserve_fds, filter)
+    launch::forget_descriptors(preserve_fds, link.as_fd())?;
+    if let Some(filter) = launch.seccomp.filter(|_| early.is_none()) {
+        launch::load(filter)?;
+    }
+    let failure = program.execute();
+    // Where a filter lets nothing be told, the status tells what a shell's would.
+    let _ = link.tell(&FromChild::Failed(failure.clone()), &[]);
+    sys::exit_now(init::exit_code(&failure))
 }
 
-/// A pseudo-terminal of the container's devpts: (master, peer). Its multiplexer is proven to be one before it is used, since
-/// the container may have put anything there.
-fn new_pty() -> Result<(OwnedFd, OwnedFd), Failure> {
-    const PATH: &str = "/dev/ptmx";
-    let failed = |errno| Failure::at(Step::Console, errno, PATH);
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let master = rustix::fs::open(PATH, flags, Mode::empty()).map_err(failed)?;
-    let stat = rustix::fs::fstat(&master).map_err(failed)?;
-    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::CharacterDevice
-        || device != (5, 2)
-    {
-        return Err(failed(Errno::NODEV).with_message("is not a pseudo-terminal multiplexer"));
+/// Everything up to readiness. What is returned with the program is the master of its terminal.
+fn prepare(
+    target: &Target<'_>,
+    launch: &Launch<'_>,
+    stdio: &Stdio,
+    link: &End,
+) -> Result<(Program, Option<OwnedFd>), Failure> {
+    let _warnings = relay::to(link);
+    let failure = |errno| Failure::os(Step::Namespace, errno);
+    sys::reset_signals();
+    // What runs in there must not look into this process.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failure)?;
+    if target.namespaces != 0 {
+        namespaces::enter(target.pidfd, target.namespaces)
+            .map_err(|errno| failure(errno).with_message("join the container's namespaces"))?;
     }
-    rustix::io::ioctl_fionbio(&master, false).map_err(failed)?;
-    sys::unlock_pty(master.as_fd()).map_err(failed)?;
-    let peer = sys::pty_peer(master.as_fd()).map_err(failed)?;
-    Ok((master, peer))
+    if target.is_mapped() {
+        namespaces::become_root()?;
+    }
+    rustix::process::setsid().map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;
+    process::session_keyring(launch.process.selinux_label.as_deref())?;
+    let (master, peer) = match stdio {
+        Stdio::Pty => console::allocate().map(|Pty { master, peer }| (Some(master), Some(peer)))?,
+        Stdio::Inherit | Stdio::Fds { .. } => (None, None),
+    };
+    let program = launch::become_process(launch, stdio.streams(peer)?, link)??;
+    Ok((program, master))
 }

@@ -83,6 +83,14 @@ impl Gate {
     }
 }
 
+impl AsFd for Gate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Connected(socket) | Self::Listening(socket) => socket.as_fd(),
+        }
+    }
+}
+
 /// The starter's side of a start gate.
 #[derive(Debug)]
 pub struct StartGate(UnixStream);

@@ -5,7 +5,9 @@
 //! clone3 (into the v2 cgroup, new namespaces)
 //!                                                 joins its v1 cgroups; joins namespaces by path
 //!                     <-- Born{} + pidfd ---       only from an intermediate, which exits then
-//! writes oom_score_adj, the systemd scope
+//! writes oom_score_adj
+//!                     <-- Place ----------        only where it cannot join its cgroup itself (systemd's scope)
+//!                     --- Go ------------>
 //!                     <-- Map ------------        only with a new user namespace
 //! writes uid_map, gid_map
 //!                     --- Go ------------>
@@ -14,8 +16,14 @@
 //! prestart and createRuntime hooks
 //!                     --- Go{pid} ------->
 //!                                                 createContainer hooks, pivot_root, credentials, …
+//!                     <-- RaiseLimits ----        only in a user namespace, with limits above the engine's
+//!                     --- Go ------------>
+//!                     <-- Listener -------        only with a seccomp filter that has one, after it is loaded
+//! takes it by pidfd_getfd
+//!                     --- Go ------------>
 //!                     <-- Ready + console         init: waits at its gate from here on
 //!                                                 an exec'd process executes; end of file = it did
+//!                     <-- Warning{text} --        at any time; logged, not answered
 //!                     <-- Failed{failure}         at any time instead, as its last word
 //! ```
 //!
@@ -33,6 +41,11 @@ use serde::{Deserialize, Serialize};
 use crate::monitor::wire::{self, Packet, WireError};
 use crate::{Failure, Step};
 
+/// The longest packet of a child: a failure with its path and message.
+const MAX_PACKET_BYTES: usize = 64 << 10;
+/// The longest answer of a parent.
+const MAX_ANSWER_BYTES: usize = 256;
+
 /// What a child tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,10 +55,21 @@ pub(crate) enum FromChild {
         /// Init's pid.
         pid: i32,
     },
+    /// Move me into my cgroup: I cannot do it myself.
+    Place,
     /// Write my id maps.
     Map,
     /// Run the hooks that are due before pivot_root.
     BeforePivot,
+    /// Raise my hard limits as far as the plan wants them higher: in a user namespace I may not.
+    RaiseLimits,
+    /// Take my seccomp listener.
+    Listener {
+        /// Its number among my descriptors.
+        fd: i32,
+    },
+    /// Something was clamped or left out. Not a question, and never returned by [`End::next`].
+    Warning(String),
     /// Everything is prepared. The console's master is passed along where there is one.
     Ready,
     /// It went wrong.
@@ -67,6 +91,12 @@ pub(crate) enum FromParent {
 #[derive(Debug)]
 pub(crate) struct End(OwnedFd);
 
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Both ends: the parent's, the child's. Close-on-exec.
 pub(crate) fn pair() -> Result<(End, End), Failure> {
     let (parent, child) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -77,10 +107,21 @@ pub(crate) fn pair() -> Result<(End, End), Failure> {
 impl End {
     /// The parent's next packet from its child, by `deadline`. None: the child's end is closed.
     pub(crate) fn next(&self, deadline: Instant) -> Result<Option<Packet<FromChild>>, Failure> {
-        if !readable_by(self.0.as_fd(), deadline).map_err(|errno| Failure::os(Step::Handshake, errno))? {
-            return Err(Failure::because(Step::Handshake, "the new process did not answer in time"));
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
+        loop {
+            if !readable_by(self.0.as_fd(), deadline).map_err(|errno| Failure::os(Step::Handshake, errno))? {
+                return Err(Failure::because(Step::Handshake, "the new process did not answer in time"));
+            }
+            match wire::receive(self.0.as_fd(), &mut buffer).map_err(broken)? {
+                Some(Packet { message: FromChild::Warning(text), .. }) => tracing::warn!("{text}"),
+                packet => return Ok(packet),
+            }
         }
-        wire::receive(self.0.as_fd(), &mut wire::buffer()).map_err(broken)
+    }
+
+    /// Another descriptor of the same end.
+    pub(crate) fn share(&self) -> Result<Self, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 3).map(Self)
     }
 
     /// The parent lets its child go on.
@@ -92,7 +133,7 @@ impl End {
     pub(crate) fn ask(&self, question: &FromChild) -> Result<i32, Failure> {
         self.tell(question, &[])?;
         let answer: Option<Packet<FromParent>> =
-            wire::receive(self.0.as_fd(), &mut wire::buffer()).map_err(broken)?;
+            wire::receive(self.0.as_fd(), &mut [0; MAX_ANSWER_BYTES]).map_err(broken)?;
         match answer {
             Some(Packet { message: FromParent::Go { pid }, .. }) => Ok(pid),
             None => Err(Failure::because(Step::Handshake, "the parent has gone away")),

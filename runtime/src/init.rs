@@ -7,22 +7,25 @@
 //! profile need allow nothing but execve and what follows it.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Cgroup;
 use crate::container::{CreateRequest, Stdio};
 use crate::gate;
 use crate::handshake::{End, FromChild};
 use crate::hooks::{self, Point};
+use crate::launch::{self, Launch, Program};
 use crate::mounts::Sources;
-use crate::plan::{NamespaceKind, Plan, Process};
+use crate::plan::{NamespaceKind, Namespaces, Plan};
 use crate::procfs::Procfs;
 use crate::rootfs::{self, Root, Surroundings};
 use crate::state::{State, Status};
-use crate::{Failure, Step, lsm, namespaces, netns, process, seccomp, sys};
+use crate::{Failure, Step, namespaces, netns, process, relay, sys};
 
 /// Takes the calling process, fresh from clone3, to its program. Returns only when that fails before the gate;
 /// after it, the gate is told and the process exits.
@@ -32,61 +35,92 @@ pub(crate) fn run(
     cgroup: &Cgroup,
     link: &End,
 ) -> Result<Infallible, Failure> {
+    let prepared = prepare(request, sources, cgroup, link)?;
+    let _silent = relay::silence();
+    let (program, console) = prepared;
+    let early = request.seccomp.filter(|filter| launch::is_early(filter));
+    if let Some(filter) = early {
+        launch::load_early(filter, link)?;
+    }
+    match &console {
+        Some(master) => link.tell(&FromChild::Ready, &[master.as_fd()])?,
+        None => link.tell(&FromChild::Ready, &[])?,
+    }
+    drop(console);
+
+    // From here on nobody listens on the link: the gate is told instead.
+    if launch::forget_descriptors(request.preserve_fds, request.gate.as_fd()).is_err() {
+        sys::exit_now(exit_code(&Failure::because(Step::Exec, "")));
+    }
+    // Who could have opened it may be gone.
+    let Ok(Some(starter)) = request.gate.wait() else { sys::exit_now(128 + libc::SIGKILL) };
+    let Err(failure) = execute(request, program, early.is_none());
+    gate::tell(starter.as_fd(), &failure);
+    sys::exit_now(exit_code(&failure));
+}
+
+/// A program that is ready, or why it cannot be executed; None: the spec has none.
+type Prepared = Option<Result<Program, Failure>>;
+
+/// Everything up to readiness. What is returned with the program is the master of its terminal.
+fn prepare(
+    request: &CreateRequest<'_>,
+    sources: Sources,
+    cgroup: &Cgroup,
+    link: &End,
+) -> Result<(Prepared, Option<OwnedFd>), Failure> {
     let plan = request.plan;
+    let namespaces = &plan.namespaces;
+    let _warnings = relay::to(link);
     sys::reset_signals();
-    let pid = become_root_of_new_user_namespace(plan, link)?;
+    become_root_of_user_namespace(plan, link)?;
     rustix::process::setsid().map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;
-    make_late_namespaces(plan)?;
-    if plan.namespaces.is_new(NamespaceKind::Network) {
+    make_late_namespaces(namespaces)?;
+    if namespaces.is_new(NamespaceKind::Network) {
         netns::loopback_up().map_err(|errno| Failure::os(Step::Network, errno).with_message("loopback"))?;
     }
-    // Before the root is entered: what is in there must not stand in for the kernel's own files.
-    let procfs = Procfs::open()?;
-    let label = plan.process.as_ref().and_then(|process| process.selinux_label.as_deref());
     if plan.new_keyring {
-        process::session_keyring(label, &procfs)?;
+        let label = plan.process.as_ref().and_then(|process| process.selinux_label.as_deref());
+        process::session_keyring(label)?;
     }
 
+    // A systemd scope has its directories only now that this process is in it.
+    let scope = if cgroup.joins_by_parent_only() {
+        Some(Cgroup::open(request.hierarchies, request.cgroup_path)?)
+    } else {
+        None
+    };
     let around = Surroundings {
-        cgroup,
-        user_namespace: plan.namespaces.contains(NamespaceKind::User),
-        cgroup_namespace: plan.namespaces.contains(NamespaceKind::Cgroup),
+        cgroup: scope.as_ref().unwrap_or(cgroup),
+        user_namespace: namespaces.contains(NamespaceKind::User),
+        cgroup_namespace: namespaces.contains(NamespaceKind::Cgroup),
     };
     let root = Root::prepare(plan, request.root)?.with_sources(sources);
     root.mount_all(plan, &around)?;
     root.make_devices(plan, &around)?;
-    let pid = run_hooks_before_pivot(request, link, pid)?;
+    before_pivot(request, link)?;
     let console = match request.stdio {
         Stdio::Pty => Some(root.console(plan)?),
         Stdio::Inherit | Stdio::Fds { .. } => None,
     };
     root.pivot(plan)?;
-    rootfs::finish(plan, &around)?;
     name_host(plan)?;
-    for (path, value) in &plan.sysctls {
-        procfs
-            .write(&format!("sys/{path}"), value.as_bytes())
-            .map_err(|errno| Failure::at(Step::Sysctl, errno, path))?;
-    }
+    write_sysctls(&plan.sysctls)?;
+    rootfs::finish(plan, &around)?;
 
     let (master, peer) = console.unzip();
-    let program = match &plan.process {
-        Some(process) => Some(prepare_process(request, plan, process, peer, &procfs)?),
-        None => None,
+    let Some(process) = &plan.process else { return Ok((None, master)) };
+    let launch = Launch {
+        process,
+        personality: plan.personality,
+        memory_policy: plan.memory_policy.as_ref(),
+        seccomp: request.seccomp,
+        user_namespace: around.user_namespace,
     };
-    drop(procfs);
-    match &master {
-        Some(master) => link.tell(&FromChild::Ready, &[master.as_fd()])?,
-        None => link.tell(&FromChild::Ready, &[])?,
+    match launch::become_process(&launch, request.stdio.streams(peer)?, link)? {
+        Err(failure) if !request.late_exec_errors => Err(failure),
+        program => Ok((Some(program), master)),
     }
-    drop(master);
-
-    // From here on nobody listens on the link: the gate is told instead.
-    let opened = request.gate.wait().map_err(|errno| Failure::os(Step::Handshake, errno))?;
-    let Some(starter) = opened else { sys::exit_now(128 + libc::SIGKILL) };
-    let Err(failure) = execute(request, pid, program);
-    gate::tell(starter.as_fd(), &failure);
-    sys::exit_now(exit_code(&failure));
 }
 
 /// What a shell reports for a program that could not be executed.
@@ -99,61 +133,81 @@ pub fn exit_code(failure: &Failure) -> i32 {
 }
 
 /// In a new user namespace everybody is nobody until its maps are written; then its root does the rest.
-fn become_root_of_new_user_namespace(plan: &Plan, link: &End) -> Result<Option<i32>, Failure> {
-    let pid =
-        if plan.namespaces.is_new(NamespaceKind::User) { Some(link.ask(&FromChild::Map)?) } else { None };
+fn become_root_of_user_namespace(plan: &Plan, link: &End) -> Result<(), Failure> {
+    if plan.namespaces.is_new(NamespaceKind::User) {
+        link.ask(&FromChild::Map)?;
+    }
     if plan.namespaces.contains(NamespaceKind::User) {
         namespaces::become_root()?;
-    }
-    Ok(pid)
-}
-
-/// The namespaces that clone3 cannot make: see the table of [`crate::namespaces`].
-fn make_late_namespaces(plan: &Plan) -> Result<(), Failure> {
-    let unshare = |kind: NamespaceKind| {
-        sys::unshare(kind.flag().cast_signed()).map_err(|errno| {
-            Failure::os(Step::Namespace, errno).with_message(format!("make a {} namespace", kind.proc_name()))
-        })
-    };
-    if plan.namespaces.is_new(NamespaceKind::Cgroup) {
-        unshare(NamespaceKind::Cgroup)?;
-    }
-    if plan.namespaces.is_new(NamespaceKind::Time) {
-        unshare(NamespaceKind::Time)?;
-        let offsets: String = plan
-            .namespaces
-            .time_offsets
-            .iter()
-            .map(|(clock, seconds, nanoseconds)| format!("{clock} {seconds} {nanoseconds}\n"))
-            .collect();
-        if !offsets.is_empty() {
-            const PATH: &str = "/proc/self/timens_offsets";
-            std::fs::write(PATH, offsets).map_err(|error| {
-                Failure::at(Step::Namespace, Errno::from_io_error(&error).unwrap_or(Errno::IO), PATH)
-            })?;
-        }
     }
     Ok(())
 }
 
-/// prestart and createRuntime hooks by the parent, then createContainer hooks here: in the container's namespaces, with host paths
-/// still in sight. Returns this process's pid as the parent sees it, where it was asked for.
-fn run_hooks_before_pivot(
-    request: &CreateRequest<'_>,
-    link: &End,
-    pid: Option<i32>,
-) -> Result<Option<i32>, Failure> {
-    let hooks = &request.plan.hooks;
-    let due = [&hooks.prestart, &hooks.create_runtime, &hooks.create_container, &hooks.start_container];
-    if due.iter().all(|hooks| hooks.is_empty()) {
-        return Ok(pid);
+/// The namespaces that clone3 cannot make: see the table of [`crate::namespaces`].
+pub(crate) fn make_late_namespaces(namespaces: &Namespaces) -> Result<(), Failure> {
+    for kind in [NamespaceKind::Cgroup, NamespaceKind::Time] {
+        if namespaces.is_new(kind) {
+            sys::unshare(kind.flag().cast_signed()).map_err(|errno| {
+                Failure::os(Step::Namespace, errno)
+                    .with_message(format!("make a {} namespace", kind.proc_name()))
+            })?;
+        }
     }
-    let pid = link.ask(&FromChild::BeforePivot)?;
-    if !hooks.create_container.is_empty() {
-        let state = state_json(request, pid, Status::Creating)?;
-        hooks::run(Point::CreateContainer, &hooks.create_container, &state, Some(request.bundle), None)?;
+    set_clocks(&namespaces.time_offsets)
+}
+
+/// The offsets of the time namespace that execve will enter (time_namespaces(7)).
+fn set_clocks(offsets: &[(String, i64, u32)]) -> Result<(), Failure> {
+    if offsets.is_empty() {
+        return Ok(());
     }
-    Ok(Some(pid))
+    let failure = |errno| Failure::at(Step::Namespace, errno, "/proc/self/timens_offsets");
+    let lines = offsets.iter().fold(String::new(), |mut lines, (clock, seconds, nanoseconds)| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(lines, "{clock} {seconds} {nanoseconds}");
+        lines
+    });
+    // An undumpable process's files belong to the host's root, which nobody is in a user namespace.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(failure)?;
+    let written = Procfs::open()?.write("self/timens_offsets", lines.as_bytes());
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failure)?;
+    written.map_err(failure)
+}
+
+/// Sysctls of the container's own namespaces: those whose files this process opens. Which may be set is the plan's business.
+pub(crate) fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), Failure> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let procfs = Procfs::open()?;
+    for (path, value) in sysctls {
+        procfs
+            .write(&format!("sys/{path}"), value.as_bytes())
+            .map_err(|errno| Failure::at(Step::Sysctl, errno, path))?;
+    }
+    Ok(())
+}
+
+/// What the parent does before pivot_root: network devices, Intel RDT, prestart and createRuntime hooks. Then createContainer hooks
+/// here: in the container's namespaces, with host paths still in sight.
+fn before_pivot(request: &CreateRequest<'_>, link: &End) -> Result<(), Failure> {
+    let plan = request.plan;
+    let hooks = &plan.hooks;
+    if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && plan.net_devices.is_empty())
+        || plan.intel_rdt.is_some()
+    {
+        link.ask(&FromChild::BeforePivot)?;
+    }
+    if hooks.create_container.is_empty() {
+        return Ok(());
+    }
+    let state = state_json(request, own_pid(), Status::Creating)?;
+    hooks::run(Point::CreateContainer, &hooks.create_container, &state, Some(request.bundle), None)
+}
+
+/// The pid as the container sees it, which is what hooks in there are told.
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// The state that hooks read.
@@ -194,99 +248,24 @@ fn name_host(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A program that is ready to be executed.
-pub(crate) struct Program {
-    path: std::ffi::CString,
-    args: Vec<std::ffi::CString>,
-    env: Vec<std::ffi::CString>,
-}
-
-/// Everything of `process` but seccomp. The inner error is kept for the gate (see [`CreateRequest::late_exec_errors`]).
-fn prepare_process(
-    request: &CreateRequest<'_>,
-    plan: &Plan,
-    process: &Process,
-    peer: Option<OwnedFd>,
-    procfs: &Procfs,
-) -> Result<Result<Program, Failure>, Failure> {
-    if let Some(domain) = plan.personality {
-        sys::personality(domain).map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;
-    }
-    if let Some(policy) = &plan.memory_policy {
-        sys::set_mempolicy(policy.mode, &policy.nodes)
-            .map_err(|errno| Failure::os(Step::ProcessAttributes, errno).with_message("memory policy"))?;
-    }
-    let stdio = request.stdio.duplicate()?;
-    let prepared = become_process(process, Terminal { peer, stdio }, procfs, request.seccomp.is_some())?;
-    match prepared {
-        Err(failure) if !request.late_exec_errors => Err(failure),
-        prepared => Ok(prepared),
-    }
-}
-
-/// Where a process's stdin, stdout and stderr come from.
-pub(crate) struct Terminal {
-    /// The container's end of its pseudo-terminal.
-    pub(crate) peer: Option<OwnedFd>,
-    /// Three descriptors to use instead; neither: what the caller has.
-    pub(crate) stdio: Option<[OwnedFd; 3]>,
-}
-
-/// What init and an exec'd process have in common: stdio, limits, labels, working directory, credentials, and the search for the program.
-/// The inner error says that the program cannot be found or executed.
-pub(crate) fn become_process(
-    process: &Process,
-    terminal: Terminal,
-    procfs: &Procfs,
-    seccomp: bool,
-) -> Result<Result<Program, Failure>, Failure> {
-    match (terminal.peer, terminal.stdio) {
-        (Some(peer), _) => process::take_terminal(peer, process)?,
-        (None, Some(stdio)) => process::take_stdio(stdio, process)?,
-        (None, None) => {}
-    }
-    process::attributes(process)?;
-    if let Some(list) = &process.cpu_affinity_final {
-        process::affinity(list)?;
-    }
-    if process.apparmor_profile.is_some() || process.selinux_label.is_some() {
-        let proc = procfs.thread_dir().map_err(|errno| Failure::os(Step::Label, errno))?;
-        lsm::set_apparmor_exec(proc.as_fd(), process.apparmor_profile.as_deref().unwrap_or_default())?;
-        lsm::set_selinux_exec(proc.as_fd(), process.selinux_label.as_deref().unwrap_or_default())?;
-    }
-    process::enter_working_directory(process)?;
-    let (args, env) = process::strings(process)?;
-    process::credentials(process, seccomp)?;
-    Ok(process::look_up_program(process).map(|path| Program { path, args, env }))
-}
-
 /// The last steps, once the gate is open.
 fn execute(
     request: &CreateRequest<'_>,
-    pid: Option<i32>,
-    program: Option<Result<Program, Failure>>,
+    program: Prepared,
+    loads_filter: bool,
 ) -> Result<Infallible, Failure> {
     let Some(program) = program else {
         return Err(Failure::because(Step::Config, "the spec has no process to start"));
     };
+    // Told before hooks run for it.
+    let program = program?;
     let hooks = &request.plan.hooks.start_container;
     if !hooks.is_empty() {
-        let state = state_json(request, pid.unwrap_or_default(), Status::Created)?;
+        let state = state_json(request, own_pid(), Status::Created)?;
         hooks::run(Point::StartContainer, hooks, &state, None, None)?;
     }
-    execute_program(&program?, request.preserve_fds, request.seccomp)
-}
-
-/// seccomp, then execve. Returns only when that fails.
-pub(crate) fn execute_program(
-    program: &Program,
-    preserve_fds: u32,
-    filter: Option<&seccomp::Program>,
-) -> Result<Infallible, Failure> {
-    sys::close_on_exec_from(3 + preserve_fds).map_err(|errno| Failure::os(Step::Exec, errno))?;
-    if let Some(filter) = filter {
-        seccomp::load(filter).map_err(|errno| Failure::os(Step::Seccomp, errno))?;
+    if let Some(filter) = request.seccomp.filter(|_| loads_filter) {
+        launch::load(filter)?;
     }
-    let errno = sys::execve(&program.path, &program.args, &program.env);
-    Err(Failure::at(Step::Exec, errno, program.path.to_string_lossy().as_ref()))
+    Err(program.execute())
 }

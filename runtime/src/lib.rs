@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+mod console;
 pub mod container;
 pub mod exec;
 pub mod failure;
@@ -10,6 +11,7 @@ mod gate;
 mod handshake;
 pub mod hooks;
 mod init;
+mod launch;
 pub mod lsm;
 pub mod monitor;
 mod mounts;
@@ -19,6 +21,7 @@ pub mod pause;
 pub mod plan;
 mod process;
 mod procfs;
+mod relay;
 mod rootfs;
 pub mod seccomp;
 pub mod signal;

@@ -47,6 +47,9 @@ pub fn start(request: &SandboxRequest) -> Result<Pause, Failure> {
         route: &route,
         pid_namespace_of: None,
         cgroup: None,
+        beside: None,
+        affinity: None,
+        rlimits: &[],
         // Killed for memory it would take the whole pod along.
         oom_score_adj: None,
         maps: (&namespaces.uid_maps, &namespaces.gid_maps),

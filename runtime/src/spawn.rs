@@ -4,18 +4,22 @@
 //! differ in what their child does and in nothing here. Whatever fails, no process is left: the child is killed and reaped.
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::process::{
+    DumpableBehavior, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_getfd,
+    pidfd_send_signal, set_dumpable_behavior, waitid,
+};
 
 use crate::cgroup::Cgroup;
 use crate::handshake::{self, End, FromChild};
 use crate::namespaces::{BornInside, Route};
-use crate::plan::IdMap;
+use crate::plan::{IdMap, NamespaceKind, Rlimit};
 use crate::sys::{self, Clone3, Forked};
-use crate::{Failure, Step};
+use crate::{Failure, Step, process};
 
 /// How long a new process may take until it is ready. Hooks count, and have deadlines of their own.
 pub(crate) const SPAWN_DEADLINE: Duration = Duration::from_secs(120);
@@ -28,6 +32,12 @@ pub(crate) struct Spawn<'a> {
     pub(crate) pid_namespace_of: Option<BorrowedFd<'a>>,
     /// The cgroup the child begins in; None: the caller's.
     pub(crate) cgroup: Option<&'a mut Cgroup>,
+    /// For a cgroup that the child cannot be born in: the init that shows where to be instead, see [`Cgroup::join_beside`].
+    pub(crate) beside: Option<u32>,
+    /// The CPUs it runs on until it is in its cgroup, whose cpuset may forbid them.
+    pub(crate) affinity: Option<&'a str>,
+    /// Limits that it may need raised for it.
+    pub(crate) rlimits: &'a [Rlimit],
     /// Written before the child goes on; clamped where the caller may not lower it.
     pub(crate) oom_score_adj: Option<i32>,
     /// Maps of a new user namespace: uids, gids.
@@ -45,6 +55,8 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// What it passed along with its readiness: its console's master.
     pub(crate) fd: Option<OwnedFd>,
+    /// Its seccomp listener.
+    pub(crate) listener: Option<OwnedFd>,
     /// The conversation, for a child that has something to say even after it was ready.
     pub(crate) link: End,
 }
@@ -55,12 +67,8 @@ pub(crate) fn spawn(
     child: impl FnOnce(&End, Option<&Cgroup>) -> Result<Infallible, Failure>,
 ) -> Result<Spawned, Failure> {
     let (ours, theirs) = handshake::pair()?;
-    let into_v2 = spawn.cgroup.as_deref().and_then(Cgroup::dirfd_v2);
-    let arguments = Clone3 {
-        namespaces: if spawn.route.intermediate { 0 } else { spawn.route.cloned },
-        sibling: false,
-        cgroup: into_v2,
-    };
+    let into_v2 = spawn.cgroup.as_deref().filter(|_| spawn.affinity.is_none()).and_then(Cgroup::dirfd_v2);
+    let namespaces = if spawn.route.intermediate { 0 } else { spawn.route.cloned };
     let born_inside = match (&spawn.route.pid, spawn.pid_namespace_of) {
         (Some(join), _) => Some(BornInside::enter(join.file.as_fd())),
         (None, Some(pidfd)) => Some(BornInside::enter(pidfd)),
@@ -68,7 +76,12 @@ pub(crate) fn spawn(
     }
     .transpose()
     .map_err(|errno| Failure::os(Step::Namespace, errno).with_message("join the pid namespace"))?;
-    let forked = sys::clone3(&arguments);
+    let clone = |cgroup| sys::clone3(&Clone3 { namespaces, sibling: false, cgroup });
+    let (forked, placed) = match clone(into_v2) {
+        // A container that manages cgroups of its own keeps no process in the one it was given.
+        Err(Errno::BUSY | Errno::OPNOTSUPP) if into_v2.is_some() => (clone(None), false),
+        forked => (forked, into_v2.is_some()),
+    };
     match &forked {
         // Going back is the parent's: from inside there is no way out.
         Ok(Forked::Child) => std::mem::forget(born_inside),
@@ -78,7 +91,7 @@ pub(crate) fn spawn(
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(ours);
-            enter(&spawn, &theirs, child)
+            enter(&spawn, placed, &theirs, child)
         }
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
@@ -94,29 +107,60 @@ pub(crate) fn spawn(
     } else {
         serve(&mut spawn, &ours, first, deadline)
     };
-    served.map(|(born, fd)| Spawned { pid: born.pid, pidfd: born.pidfd, fd, link: ours })
+    served.map(|(born, Passed { console, listener })| Spawned {
+        pid: born.pid,
+        pidfd: born.pidfd,
+        fd: console,
+        listener,
+        link: ours,
+    })
 }
 
-/// The child's side of clone3. Does not return.
+/// The child's side of clone3. `placed`: it was born in its v2 cgroup. Does not return.
 fn enter(
     spawn: &Spawn<'_>,
+    placed: bool,
     link: &End,
     child: impl FnOnce(&End, Option<&Cgroup>) -> Result<Infallible, Failure>,
 ) -> ! {
-    let Err(failure) = enter_namespaces(spawn, link).and_then(|()| child(link, spawn.cgroup.as_deref()));
+    let Err(failure) = enter_cgroup(spawn)
+        .and_then(|()| enter_namespaces(spawn, link))
+        .and_then(|()| ask_for_place(spawn, placed, link))
+        .and_then(|()| child(link, spawn.cgroup.as_deref()));
     let _ = link.tell(&FromChild::Failed(failure), &[]);
     sys::exit_now(1)
 }
 
-/// Cgroups, then namespaces, as the child or, where one is needed, as the intermediate and then as the child it clones.
-fn enter_namespaces(spawn: &Spawn<'_>, link: &End) -> Result<(), Failure> {
-    if let Some(cgroup) = spawn.cgroup.as_deref() {
-        cgroup.join_self_v1()?;
+/// The v1 cgroups, which a process joins by itself.
+fn enter_cgroup(spawn: &Spawn<'_>) -> Result<(), Failure> {
+    if let Some(list) = spawn.affinity {
+        process::affinity(list)?;
     }
-    spawn.route.join()?;
-    if spawn.route.intermediate {
-        let into_v2 = spawn.cgroup.as_deref().and_then(Cgroup::dirfd_v2);
-        let arguments = Clone3 { namespaces: spawn.route.cloned, sibling: true, cgroup: into_v2 };
+    spawn.cgroup.as_deref().map_or(Ok(()), Cgroup::join_self_v1)
+}
+
+/// What is left of the cgroup is the parent's to do: a systemd scope, or v2 where the process was not born in it.
+fn ask_for_place(spawn: &Spawn<'_>, placed: bool, link: &End) -> Result<(), Failure> {
+    let Some(cgroup) = spawn.cgroup.as_deref() else { return Ok(()) };
+    if cgroup.joins_by_parent_only() || cgroup.dirfd_v2().is_some() && !placed {
+        link.ask(&FromChild::Place)?;
+    }
+    Ok(())
+}
+
+/// Joins what is joined, as the child or, where one is needed, as the intermediate that then clones the child.
+fn enter_namespaces(spawn: &Spawn<'_>, link: &End) -> Result<(), Failure> {
+    let route = spawn.route;
+    let makes_user = route.cloned & u64::from(NamespaceKind::User.flag()) != 0;
+    // What is in the joined namespaces must not look into this process. The maps of a new user namespace can only be written for
+    // a process that is dumpable, if the writer is a plain user.
+    if !(route.joined.is_empty() && route.pid.is_none() || makes_user) {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|errno| Failure::os(Step::Namespace, errno))?;
+    }
+    route.join()?;
+    if route.intermediate {
+        let arguments = Clone3 { namespaces: route.cloned, sibling: true, cgroup: None };
         if let Forked::Parent { pid, pidfd } = sys::clone3(&arguments).map_err(clone_failed)? {
             link.tell(&FromChild::Born { pid }, &[pidfd.as_fd()])?;
             sys::exit_now(0);
@@ -176,9 +220,9 @@ fn serve(
     link: &End,
     born: Born,
     deadline: Instant,
-) -> Result<(Born, Option<OwnedFd>), Failure> {
-    match serve_until_ready(spawn, link, born.pid, deadline) {
-        Ok(fd) => Ok((born, fd)),
+) -> Result<(Born, Passed), Failure> {
+    match serve_until_ready(spawn, link, &born, deadline) {
+        Ok(passed) => Ok((born, passed)),
         Err(failure) => {
             let status = born.reap(true);
             Err(explain(failure, status))
@@ -186,32 +230,67 @@ fn serve(
     }
 }
 
+/// What a child has passed to its parent by the time it is ready.
+#[derive(Default)]
+struct Passed {
+    console: Option<OwnedFd>,
+    listener: Option<OwnedFd>,
+}
+
 fn serve_until_ready(
     spawn: &mut Spawn<'_>,
     link: &End,
-    pid: i32,
+    born: &Born,
     deadline: Instant,
-) -> Result<Option<OwnedFd>, Failure> {
+) -> Result<Passed, Failure> {
+    let pid = born.pid;
     if let Some(score) = spawn.oom_score_adj {
         write_oom_score_adj(pid, score)?;
     }
-    if let Some(cgroup) = spawn.cgroup.as_deref_mut()
-        && cgroup.joins_by_parent_only()
-    {
-        cgroup.join(pid.unsigned_abs())?;
-    }
+    let mut passed = Passed::default();
     loop {
         let Some(mut packet) = link.next(deadline)? else { return Err(silent()) };
         match packet.message {
+            FromChild::Place => place(spawn, pid)?,
             FromChild::Map => write_maps(pid, spawn.maps)?,
             FromChild::BeforePivot => (spawn.before_pivot)(pid)?,
-            FromChild::Ready => return Ok(packet.fds.pop()),
+            FromChild::RaiseLimits => raise_hard_limits(pid, spawn.rlimits),
+            FromChild::Listener { fd } => {
+                let taken = pidfd_getfd(&born.pidfd, fd, PidfdGetfdFlags::empty());
+                passed.listener = Some(taken.map_err(|errno| Failure::os(Step::Seccomp, errno))?);
+            }
+            FromChild::Ready => {
+                passed.console = packet.fds.pop();
+                return Ok(passed);
+            }
             FromChild::Failed(failure) => return Err(failure),
-            FromChild::Born { .. } => {
-                return Err(Failure::because(Step::Handshake, "a second process was reported"));
+            FromChild::Born { .. } | FromChild::Warning(_) => {
+                return Err(Failure::because(Step::Handshake, "the new process spoke out of turn"));
             }
         }
         link.go(pid)?;
+    }
+}
+
+/// Moves the child into its cgroup.
+fn place(spawn: &mut Spawn<'_>, pid: i32) -> Result<(), Failure> {
+    let Some(cgroup) = spawn.cgroup.as_deref_mut() else { return Ok(()) };
+    match spawn.beside {
+        Some(init) => cgroup.join_beside(pid.unsigned_abs(), init),
+        None => cgroup.join(pid.unsigned_abs()),
+    }
+}
+
+/// Raises hard limits of a process in a user namespace as far as the caller may: no capability of its own lets it. It sets its limits
+/// itself later, and tells what could not be had.
+fn raise_hard_limits(pid: i32, wanted: &[Rlimit]) {
+    for limit in wanted {
+        if let Ok(current) = sys::current_rlimit(limit.resource)
+            && current.hard < limit.hard
+        {
+            // The soft limit stays, for the sake of what the process still has to do.
+            let _ = sys::prlimit(pid, Rlimit { soft: current.soft, ..*limit });
+        }
     }
 }
 
@@ -247,22 +326,25 @@ fn clone_failed(errno: Errno) -> Failure {
 
 /// Sets the score by which the OOM killer picks (proc_pid_oom_score_adj(5)). Lowering it takes `CAP_SYS_RESOURCE`; a process without
 /// it keeps the score it inherited, with a warning: pods must start in nested environments too.
-fn write_oom_score_adj(pid: i32, score: i32) -> Result<(), Failure> {
+pub(crate) fn write_oom_score_adj(pid: i32, score: i32) -> Result<(), Failure> {
     let path = format!("/proc/{pid}/oom_score_adj");
+    let failure = |error: &std::io::Error| {
+        Failure::at(Step::ProcessAttributes, Errno::from_io_error(error).unwrap_or(Errno::IO), &path)
+    };
     match std::fs::write(&path, score.to_string()) {
-        Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            tracing::warn!(
-                pid,
-                score,
-                "oom_score_adj cannot be lowered without CAP_SYS_RESOURCE: left as it is"
-            );
+            let current = std::fs::read_to_string(&path).map_err(|error| failure(&error))?;
+            if current.trim() != score.to_string() {
+                tracing::warn!(
+                    pid,
+                    score,
+                    current = current.trim(),
+                    "oom_score_adj cannot be lowered without CAP_SYS_RESOURCE"
+                );
+            }
             Ok(())
         }
-        Err(error) => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Err(Failure::at(Step::ProcessAttributes, errno, path))
-        }
+        written => written.map_err(|error| failure(&error)),
     }
 }
 
@@ -293,7 +375,11 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), Failure> {
 }
 
 fn map_text(maps: &[IdMap]) -> String {
-    maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length)).collect()
+    maps.iter().fold(String::new(), |mut text, map| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {} {}", map.container_id, map.host_id, map.length);
+        text
+    })
 }
 
 fn map_by_helper(program: &str, pid: i32, maps: &[IdMap]) -> Result<(), Failure> {

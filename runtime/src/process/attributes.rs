@@ -1,4 +1,4 @@
-//! Attributes of a process that need privileges to set: OOM score, resource limits, scheduling, keyring.
+//! Attributes of a process that need privileges to set: resource limits, scheduling, keyring.
 
 use std::os::fd::AsFd;
 
@@ -7,28 +7,6 @@ use rustix::io::Errno;
 use crate::plan::{self, Rlimit};
 use crate::procfs::Procfs;
 use crate::{Failure, Step, lsm, sys};
-
-/// The caller's oom_score_adj. Lowering it takes CAP_SYS_RESOURCE in the first user namespace; without it the score stays as it is,
-/// with a warning, as a container that may be killed sooner is better than none.
-pub(crate) fn oom_score_adj(proc: &Procfs, value: i32) -> Result<(), Failure> {
-    const FILE: &str = "self/oom_score_adj";
-    let failure = |errno| Failure::at(Step::ProcessAttributes, errno, "/proc/self/oom_score_adj");
-    match proc.write(FILE, value.to_string().as_bytes()) {
-        Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
-            let current = proc.read(FILE).map_err(failure)?;
-            let current = std::str::from_utf8(&current).ok().and_then(|text| text.trim().parse::<i32>().ok());
-            match current {
-                Some(current) if value == current => Ok(()),
-                Some(current) if value < current => {
-                    tracing::warn!(wanted = value, current, "the OOM score may not be lowered");
-                    Ok(())
-                }
-                _ => Err(failure(errno)),
-            }
-        }
-        written => written.map_err(failure),
-    }
-}
 
 /// Resource limits, scheduler and I/O priority of the caller.
 pub(crate) fn attributes(process: &plan::Process) -> Result<(), Failure> {
@@ -58,9 +36,9 @@ pub(crate) fn affinity(list: &str) -> Result<(), Failure> {
 ///
 /// Where the kernel has no keyrings, denies them (as the seccomp profile of a container around this one may) or the user's quota is
 /// used up, the container runs all the same, with a warning.
-pub(crate) fn session_keyring(label: Option<&str>, proc: &Procfs) -> Result<(), Failure> {
+pub(crate) fn session_keyring(label: Option<&str>) -> Result<(), Failure> {
     if let Some(label) = label {
-        lsm::set_selinux_keyring(proc.as_fd(), label)?;
+        lsm::set_selinux_keyring(Procfs::open()?.as_fd(), label)?;
     }
     match sys::join_new_session_keyring() {
         Err(errno @ (Errno::NOSYS | Errno::PERM | Errno::DQUOT)) => {

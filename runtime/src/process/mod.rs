@@ -5,7 +5,7 @@
 //!
 //! | Step | Why then |
 //! |---|---|
-//! | [`oom_score_adj`], [`attributes`], [`affinity`] | raising them takes capabilities the program may not have |
+//! | [`attributes`], [`affinity`] | raising them takes capabilities the program may not have |
 //! | [`session_keyring`] | its label is read when it is made |
 //! | [`take_terminal`] or [`take_stdio`] | changing an owner takes CAP_CHOWN |
 //! | [`enter_working_directory`] | a missing directory is made as root |
@@ -20,7 +20,7 @@ mod lookup;
 mod stdio;
 mod strings;
 
-pub(crate) use attributes::{affinity, attributes, oom_score_adj, session_keyring};
+pub(crate) use attributes::{affinity, attributes, session_keyring};
 pub(crate) use credentials::credentials;
 pub(crate) use cwd::enter_working_directory;
 pub(crate) use lookup::look_up_program;

@@ -8,9 +8,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{self, CapabilitySet};
 
-use super::{attributes, credentials, oom_score_adj, session_keyring, take_stdio, take_terminal};
+use super::{attributes, credentials, session_keyring, take_stdio, take_terminal};
 use crate::plan::{self, Capabilities, Rlimit};
-use crate::procfs::Procfs;
+use crate::spawn::write_oom_score_adj;
 use crate::{capabilities, sys};
 
 /// The test that is to run right here, being in a child of its own.
@@ -301,21 +301,20 @@ fn attributes_are_set_and_hard_limits_clamped() {
 #[test]
 fn the_oom_score_rises_and_does_not_fall_without_privilege() {
     in_child("process::tests::the_oom_score_rises_and_does_not_fall_without_privilege", || {
-        let proc = Procfs::open().unwrap();
-        oom_score_adj(&proc, 700).unwrap();
-        assert_eq!(proc.read("self/oom_score_adj").unwrap(), b"700\n");
+        let own = i32::try_from(std::process::id()).unwrap();
+        write_oom_score_adj(own, 700).unwrap();
+        assert_eq!(std::fs::read_to_string("/proc/self/oom_score_adj").unwrap(), "700\n");
         // Without CAP_SYS_RESOURCE the floor is what the privileged last set: for others this stays at 700 or falls.
-        oom_score_adj(&proc, -999).unwrap();
-        assert!(oom_score_adj(&proc, 5000).is_err());
+        write_oom_score_adj(own, -999).unwrap();
+        assert!(write_oom_score_adj(own, 5000).is_err());
     });
 }
 
 #[test]
 fn the_session_keyring_is_new() {
     in_child("process::tests::the_session_keyring_is_new", || {
-        let proc = Procfs::open().unwrap();
-        session_keyring(None, &proc).unwrap();
-        session_keyring(Some(""), &proc).unwrap();
+        session_keyring(None).unwrap();
+        session_keyring(Some("")).unwrap();
     });
 }
 

@@ -55,7 +55,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Proves that this process has one thread, in one cheap call: unshare(2) of the address space is EINVAL otherwise,
 /// and changes nothing for a process that shares it with nobody.
-pub(crate) fn require_single_thread() -> Result<(), Errno> {
+fn require_single_thread() -> Result<(), Errno> {
     // SAFETY: takes no pointers; CLONE_VM asks for what already is so, or fails.
     match check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_VM) }) {
         Ok(_) => Ok(()),

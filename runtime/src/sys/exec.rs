@@ -12,9 +12,9 @@ pub(crate) fn execve(program: &CStr, args: &[CString], env: &[CString]) -> Errno
     let pointers = |strings: &[CString]| {
         strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
     };
-    let (argv, envp) = (pointers(args), pointers(env));
+    let (arg_pointers, env_pointers) = (pointers(args), pointers(env));
     // SAFETY: both arrays end with a null pointer and, as the strings they point to, outlive the call.
-    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    unsafe { libc::execve(program.as_ptr(), arg_pointers.as_ptr(), env_pointers.as_ptr()) };
     last_errno()
 }
 

@@ -20,9 +20,9 @@ pub(crate) use attributes::{
     current_rlimit, ioprio_set, join_new_session_keyring, personality, prlimit, sched_setaffinity,
     sched_setattr, set_mempolicy,
 };
-pub(crate) use clone::{Clone3, Forked, clone3, exit_now, namespace_type, require_single_thread, unshare};
+pub(crate) use clone::{Clone3, Forked, clone3, exit_now, namespace_type, unshare};
 pub(crate) use exec::{execve, ignore_children, reset_signals, wait_for_signals};
-pub(crate) use fds::{close_on_exec_from, close_range, inherit_on_exec};
+pub(crate) use fds::close_range;
 pub(crate) use mount::{Attributes, mount_setattr};
 pub(crate) use tty::{pty_peer, unlock_pty};
 
