@@ -151,6 +151,9 @@ pub(super) fn exec(
         stdio: streams,
         seccomp: filter.as_ref(),
         preserve_fds: 0,
+        // Pods have neither.
+        personality: None,
+        memory_policy: None,
     });
     let execed = execed.inspect_err(|_| {
         if let Some(cgroup) = &cgroup {

@@ -9,7 +9,7 @@ use runtime::capabilities;
 use runtime::cgroup::{Cgroup, Controller};
 use runtime::container::Stdio;
 use runtime::exec::{ExecRequest, exec};
-use runtime::plan::Process;
+use runtime::plan::{Plan, Process};
 use runtime::spec::{self, Loaded};
 use runtime::state::Status;
 use serde_json::{Value, json};
@@ -81,6 +81,7 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     check_console(process.terminal, socket.is_some(), detach)?;
     let socket = socket.map(|path| connect(&path)).transpose()?;
     let program = seccomp_program(&loaded)?;
+    let plan = Plan::from_spec(&loaded.spec, &loaded.raw, &container.record.bundle)?;
     let mut cgroup = cgroup(parsed, &container)?;
     let init = container.pidfd().context("container not running")?;
     let signals = if detach { None } else { Some(Signals::hold()?) };
@@ -92,6 +93,8 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         stdio: if process.terminal { Stdio::Pty } else { Stdio::Inherit },
         seccomp: program.as_ref(),
         preserve_fds: preserve_fds.all,
+        personality: plan.personality,
+        memory_policy: plan.memory_policy.as_ref(),
     })?;
     let told = tell(parsed, made.pid, &made.pidfd, made.console, socket);
     let attended = told.and_then(|console| match &signals {
