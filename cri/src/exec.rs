@@ -44,7 +44,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 64 * 1024;
 
 /// ExecSync: runs a command in a container and answers its output.
-#[tracing::instrument(name = "exec_sync", skip_all, fields(id = request.container_id))]
+#[tracing::instrument(name = "exec_sync", level = "debug", skip_all, fields(id = request.container_id))]
 pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncResponse, Error> {
     let found = find(daemon, &request.container_id)?;
     let monitor = running_monitor(&found)?;

@@ -70,6 +70,7 @@ impl PodTask {
 
     /// Has the monitor kill everything and end, and takes its last notices.
     async fn end_monitor(&mut self) -> Result<(), ClientError> {
+        self.stopping = true;
         self.order(Op::StopSandbox).await?;
         self.drain();
         let containers: Vec<String> = self.view.containers.keys().cloned().collect();

@@ -36,6 +36,8 @@ pub struct PodTask {
     pub(super) monitor_lost: bool,
     /// A hello that an earlier daemon's monitor has not answered yet.
     connecting: Option<Connecting>,
+    /// The pod is being stopped: what ends now was told to.
+    pub(super) stopping: bool,
     /// The pod is removed: the task ends.
     pub(super) removed: bool,
 }
@@ -63,6 +65,7 @@ impl PodTask {
             notices,
             monitor_lost: false,
             connecting: None,
+            stopping: false,
             removed: false,
         };
         (task, handle)
@@ -214,7 +217,9 @@ impl PodTask {
         match notice {
             Notice::Event(Event::Exited { container, record }) => self.exited(&container, record),
             Notice::Event(Event::PauseExited) => {
-                tracing::warn!(pod = %self.view.name(), "pause has died: the pod is not ready any more");
+                if !self.stopping {
+                    tracing::warn!(pod = %self.view.name(), "pause has died: the pod is not ready any more");
+                }
                 self.view.ready = false;
                 self.view.pause = None;
                 self.publish();
