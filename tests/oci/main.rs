@@ -1,9 +1,13 @@
 //! `wright`, the OCI command line, on the real kernel.
 
 mod command_line;
+mod containerd;
 mod exec;
+mod fields;
 mod hooks;
+mod hostile;
 mod life;
+mod podman;
 mod resources;
 mod terminal;
 

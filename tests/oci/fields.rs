@@ -1,0 +1,252 @@
+//! Fields of the specification, each seen from inside the container.
+
+use podwright_tests::Outcome;
+use podwright_tests::oci::Bundle;
+use serde_json::{Value, json};
+
+/// Runs `script` with the spec changed, and returns what it wrote.
+fn inside(script: &str, change: impl FnOnce(&mut Value)) -> anyhow::Result<String> {
+    let bundle = Bundle::new(script)?;
+    bundle.edit(change)?;
+    bundle.wright(&["run", &bundle.id])?.ok()
+}
+
+fn add_namespace(spec: &mut Value, namespace: Value) {
+    if let Some(Value::Array(namespaces)) = spec.pointer_mut("/linux/namespaces") {
+        namespaces.push(namespace);
+    }
+}
+
+fn add_mount(spec: &mut Value, mount: Value) {
+    if let Some(Value::Array(mounts)) = spec.get_mut("mounts") {
+        mounts.push(mount);
+    }
+}
+
+#[test]
+fn the_process_is_as_described() -> Outcome {
+    let script = "id -u; id -g; id -G; umask; pwd; ulimit -n; ulimit -Hn; grep NoNewPrivs /proc/self/status; echo $A; \
+                  cat /proc/self/oom_score_adj";
+    let text = inside(script, |spec| {
+        let process = &mut spec["process"];
+        process["user"] = json!({"uid": 11, "gid": 12, "umask": 0o27, "additionalGids": [13, 14]});
+        process["cwd"] = json!("/var/log");
+        process["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+        process["noNewPrivileges"] = json!(false);
+        process["oomScoreAdj"] = json!(777);
+        process["env"] = json!(["PATH=/bin", "A=1", "A=2"]);
+    })?;
+    assert_eq!(text, "11\n12\n12 13 14\n0027\n/var/log\n100\n200\nNoNewPrivs:\t0\n2\n777\n");
+    Ok(())
+}
+
+#[test]
+fn capabilities_are_exactly_those_given() -> Outcome {
+    let script = "grep Cap /proc/self/status";
+    let sets = |text: &str| -> Vec<u64> {
+        text.lines().filter_map(|line| u64::from_str_radix(line.rsplit('\t').next()?, 16).ok()).collect()
+    };
+    let text = inside(script, |spec| {
+        spec["process"]["capabilities"] = json!({
+            "bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"],
+            "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]
+        });
+        spec["process"]["user"]["uid"] = json!(1000);
+    })?;
+    // Inheritable, permitted, effective, bounding, ambient: a user's exec keeps what is ambient.
+    assert_eq!(sets(&text), [1 << 5, 1 << 5, 1 << 5, 1 << 5 | 1, 1 << 5], "{text}");
+    let text = inside(script, |spec| {
+        if let Some(process) = spec["process"].as_object_mut() {
+            process.remove("capabilities");
+        }
+    })?;
+    assert_eq!(sets(&text), [0, 0, 0, 0, 0], "absent is none: {text}");
+    Ok(())
+}
+
+#[test]
+fn names_sysctls_and_namespaces() -> Outcome {
+    let script = "hostname; cat /proc/sys/kernel/domainname /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni; echo $$; \
+                  ls /sys/class/net; cat /sys/class/net/lo/operstate";
+    let text = inside(script, |spec| {
+        spec["hostname"] = json!("box");
+        spec["domainname"] = json!("example.org");
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "1234"});
+    })?;
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..5], ["box", "example.org", "1", "1234", "1"], "{text}");
+    assert!(lines.contains(&"lo"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn time_and_cgroup_namespaces_are_made() -> Outcome {
+    let text = inside("cat /proc/self/timens_offsets; cat /proc/self/cgroup", |spec| {
+        add_namespace(spec, json!({"type": "time"}));
+        add_namespace(spec, json!({"type": "cgroup"}));
+        spec["linux"]["timeOffsets"] =
+            json!({"monotonic": {"secs": 7881, "nanosecs": 2_718_281}, "boottime": {"secs": 1337}});
+    })?;
+    let words: Vec<_> =
+        text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert!(words.contains(&"monotonic 7881 2718281".to_owned()), "{text}");
+    assert!(words.contains(&"boottime 1337 0".to_owned()), "{text}");
+    let cgroups: Vec<_> =
+        text.lines().filter(|line| line.contains("::") || line.contains(":pids:")).collect();
+    assert!(!cgroups.is_empty() && cgroups.iter().all(|line| line.ends_with(":/")), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_user_namespace_is_mapped() -> Outcome {
+    let text = inside(
+        "id -u; cat /proc/self/uid_map; stat -c %u /root; touch /tmp/x && stat -c %u /tmp/x",
+        |spec| {
+            add_namespace(spec, json!({"type": "user"}));
+            spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+            spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+        },
+    )?;
+    let words: Vec<_> = text.split_ascii_whitespace().collect();
+    assert_eq!(words, ["0", "0", "0", "65536", "0", "0"], "{text}");
+    Ok(())
+}
+
+#[test]
+fn joined_namespaces_are_those_of_the_paths() -> Outcome {
+    let first = Bundle::new("echo up; sleep 100000")?;
+    crate::start(&first)?;
+    let pid = first.pid()?;
+    let second =
+        Bundle::new("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; ls /proc | grep -c '^[0-9]'")?;
+    second.edit(|spec| {
+        spec["linux"]["namespaces"] = json!([
+            {"type": "mount"}, {"type": "uts"}, {"type": "pid", "path": format!("/proc/{pid}/ns/pid")},
+            {"type": "network", "path": format!("/proc/{pid}/ns/net")}, {"type": "ipc", "path": format!("/proc/{pid}/ns/ipc")}
+        ]);
+    })?;
+    let text = second.wright(&["run", &second.id])?.ok()?;
+    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), link("net")?.to_str());
+    assert_eq!(lines.next(), link("ipc")?.to_str());
+    assert!(
+        lines.next().and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count >= 3),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[test]
+fn mounts_have_their_options() -> Outcome {
+    let bundle = Bundle::new(
+        "grep -E ' /(ro|noexec|copy|shm2) ' /proc/self/mountinfo; cat /ro/file; touch /ro/x 2>/dev/null || echo refused; \
+         cat /copy/passwd | head -1; touch /copy/new && ls /copy | grep -c new",
+    )?;
+    let source = bundle.path().join("source");
+    std::fs::create_dir(&source)?;
+    std::fs::write(source.join("file"), "bound\n")?;
+    std::fs::create_dir_all(bundle.path().join("rootfs/copy"))?;
+    std::fs::write(bundle.path().join("rootfs/copy/passwd"), "first\n")?;
+    bundle.edit(|spec| {
+        // A relative source is the bundle's.
+        add_mount(spec, json!({"destination": "/ro", "type": "none", "source": "source", "options": ["bind", "ro", "nosuid"]}));
+        add_mount(spec, json!({"destination": "/noexec", "type": "tmpfs", "source": "t", "options": ["noexec", "nodev", "size=64k", "noatime"]}));
+        add_mount(spec, json!({"destination": "/copy", "type": "tmpfs", "source": "t", "options": ["tmpcopyup"]}));
+        add_mount(spec, json!({"destination": "/shm2", "type": "bind", "source": "/proc/self/attr", "options": ["rbind", "rro", "rnosuid"]}));
+    })?;
+    let text = bundle.wright(&["run", &bundle.id])?.ok()?;
+    let mount = |at: &str| text.lines().find(|line| line.contains(at)).unwrap_or_default().to_owned();
+    assert!(mount(" /ro ").contains(" ro,nosuid"), "{text}");
+    assert!(
+        mount(" /noexec ").contains("nodev,noexec,noatime") && mount(" /noexec ").contains("size=64k"),
+        "{text}"
+    );
+    assert!(mount(" /shm2 ").contains(" ro,nosuid"), "{text}");
+    assert!(text.contains("bound\nrefused\nfirst\n1\n"), "{text}");
+    assert_eq!(
+        std::fs::read_dir(bundle.path().join("rootfs/copy"))?.count(),
+        1,
+        "the root keeps what it had"
+    );
+    Ok(())
+}
+
+#[test]
+fn paths_are_masked_and_read_only() -> Outcome {
+    let text = inside(
+        "cat /proc/kcore | wc -c; ls /sys/firmware | wc -l; echo 1 > /proc/sys/kernel/shmmni || echo refused; touch /x || echo refused",
+        |spec| {
+            spec["linux"]["sysctl"] = json!({});
+            spec["root"]["readonly"] = json!(true);
+            for set in ["bounding", "effective", "permitted"] {
+                spec["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+            }
+        },
+    )?;
+    assert_eq!(text, "0\n0\nrefused\nrefused\n");
+    Ok(())
+}
+
+#[test]
+fn devices_are_there_and_limited() -> Outcome {
+    let script = "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
+                  stat -c '%t:%T %a %u' /dev/mine; for l in ptmx fd stdin; do readlink /dev/$l; done; head -c 3 /dev/zero | wc -c; \
+                  cat /dev/mine >/dev/null 2>&1 || echo forbidden";
+    let text = inside(script, |spec| {
+        spec["linux"]["devices"] = json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 11, "fileMode": 0o640, "uid": 3, "gid": 4}]);
+    })?;
+    assert_eq!(text, "1:b 640 3\npts/ptmx\n/proc/self/fd\n/proc/self/fd/0\n3\nforbidden\n");
+    Ok(())
+}
+
+#[test]
+fn attributes_of_the_process_reach_the_kernel() -> Outcome {
+    let text = inside(
+        "cut -d ' ' -f 41 /proc/self/stat; ionice -p $$; uname -m; grep Cpus_allowed_list /proc/self/status",
+        |spec| {
+            spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+            spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+            spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+            spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+        },
+    )?;
+    assert!(text.starts_with("3\n") && text.contains("prio 6"), "{text}");
+    assert!(text.contains("i686"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_memory_policy_is_in_force() -> Outcome {
+    let text = inside("head -1 /proc/self/numa_maps", |spec| {
+        spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_INTERLEAVE", "nodes": "0"});
+    })?;
+    assert!(text.contains("interleave:0"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn seccomp_refuses_what_it_is_told_to() -> Outcome {
+    let text = inside("mkdir /tmp/x 2>&1; grep Seccomp: /proc/self/status", |spec| {
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]
+        });
+    })?;
+    assert!(text.contains("No space left on device"), "{text}");
+    assert!(text.contains("Seccomp:\t2"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn without_a_process_nothing_runs_but_it_can_be_created_not() -> Outcome {
+    let bundle = Bundle::new("true")?;
+    bundle.edit(|spec| {
+        if let Some(spec) = spec.as_object_mut() {
+            spec.remove("process");
+        }
+    })?;
+    let ran = bundle.wright(&["run", &bundle.id])?;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    Ok(())
+}
