@@ -1,7 +1,7 @@
 #!/bin/bash
 # lanes.sh LANE...   Runs the test lanes and counts: a line per lane and a line for all of them.
 #
-#   unit      what needs no kernel feature: the tests inside the crates
+#   unit      the crates' own tests: pure logic, and each module on this kernel
 #   oci       wright on this kernel
 #   cri       podwrightd on this kernel, over CRI
 #   survival  daemons and monitors that are killed
@@ -43,7 +43,7 @@ lane() {
 
 for name; do
     case $name in
-    unit) lane unit cargo test --quiet --workspace --exclude podwright-tests --lib --bins ;;
+    unit) lane unit cargo test --quiet --workspace --exclude podwright-tests --lib --bins --tests ;;
     oci | cri | survival)
         # shellcheck disable=SC2086  # words are meant
         lane "$name" cargo test --quiet -p podwright-tests --test "$name" -- ${LANE_ARGS:-} ;;

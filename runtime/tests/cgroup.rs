@@ -285,7 +285,9 @@ fn what_is_frozen_stands_still_and_dies_when_killed() {
     cgroup.freeze(soon()).unwrap();
     assert!(cgroup.is_frozen().unwrap());
     let before = cgroup.stats_brief().unwrap().cpu.usage_ns;
-    std::thread::sleep(Duration::from_millis(50));
+    // Another one as busy comes to its end in the meantime.
+    let free = Command::new("sh").args(["-c", "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"]).status().unwrap();
+    assert!(free.success());
     assert_eq!(cgroup.stats_brief().unwrap().cpu.usage_ns, before);
     cgroup.thaw().unwrap();
     assert!(!cgroup.is_frozen().unwrap());

@@ -21,9 +21,6 @@ use crate::{Deadline, seconds};
 /// The largest message accepted, as kubelet sets it.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
-/// How often a state is asked for where the daemon offers no events.
-const RELIST_INTERVAL: Duration = Duration::from_millis(20);
-
 /// What `ExecSync` gave back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -271,14 +268,14 @@ impl Client {
     /// Blocks until the sandbox is in `state`, woken like [`Self::wait_for_state`].
     pub fn wait_for_pod_state(&self, id: &str, state: v1::PodSandboxState, deadline: Deadline) -> Result<()> {
         let reached = async {
-            let mut events = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await.ok();
+            let mut events = self.subscribe().await?;
             loop {
                 let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
                 let reply = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
                 if reply.status.is_some_and(|status| status.state == state as i32) {
                     return Ok::<_, Status>(());
                 }
-                wake(&mut events).await;
+                self.wake(&mut events).await?;
             }
         };
         self.tokio
@@ -292,7 +289,7 @@ impl Client {
         id: &str,
         state: v1::ContainerState,
     ) -> Result<v1::ContainerStatus, Status> {
-        let mut events = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await.ok();
+        let mut events = self.subscribe().await?;
         loop {
             let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
             let reply = self.runtime.clone().container_status(request).await?.into_inner();
@@ -301,24 +298,25 @@ impl Client {
             {
                 return Ok(status);
             }
-            wake(&mut events).await;
+            self.wake(&mut events).await?;
         }
+    }
+
+    async fn subscribe(&self) -> Result<EventStream, Status> {
+        let request = v1::GetEventsRequest {};
+        Ok(self.runtime.clone().get_container_events(request).await?.into_inner())
+    }
+
+    /// Returns with the next event, or once a stream that has ended is replaced by a new one.
+    async fn wake(&self, events: &mut EventStream) -> Result<(), Status> {
+        if !matches!(events.message().await, Ok(Some(_))) {
+            *events = self.subscribe().await?;
+        }
+        Ok(())
     }
 }
 
 type EventStream = tonic::Streaming<v1::ContainerEventResponse>;
-
-/// Returns with the next event, or after a while where there are none.
-async fn wake(events: &mut Option<tonic::Response<EventStream>>) {
-    match events.as_mut() {
-        Some(stream) => {
-            if !matches!(stream.get_mut().message().await, Ok(Some(_))) {
-                *events = None;
-            }
-        }
-        None => tokio::time::sleep(RELIST_INTERVAL).await,
-    }
-}
 
 /// What happens to pods and containers, as it is told.
 #[derive(Debug)]
