@@ -194,14 +194,6 @@ fn a_bad_container_is_refused_and_leaves_nothing() -> Outcome {
         change(&mut config);
         check(what, pod.client.create(&pod.id, &config, &pod.config), Code::InvalidArgument, names);
     }
-    let missing =
-        pod.command(&["true"]).mount(std::path::Path::new("/no/such/path/here"), "/x", false).create();
-    // The host path is looked at when the container is made.
-    let missing = missing.map(|container| container.id);
-    assert!(
-        missing.as_ref().is_err_and(|error| error.message().contains("/no/such/path/here")),
-        "{missing:?}"
-    );
     let absent = pod.command(&["true"]).image("no.such/image").create().unwrap_err();
     assert_eq!(absent.code(), Code::NotFound);
     assert!(absent.message().contains(node.roots().to_str().unwrap()), "{absent:?}");
@@ -250,6 +242,7 @@ fn a_full_disk_is_an_error_that_says_so_and_passes_by() -> Outcome {
         // A record may fit into what is left of the last page; then the container's does not.
         Ok(id) => client.remove_pod(&id)?,
     }
+    drop(file);
     std::fs::remove_file(&filler)?;
     before.assert_same(&HostSnapshot::take(&node)?)?;
     let pod = PodBuilder::new(&node, "space").run(&node)?;

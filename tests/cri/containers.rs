@@ -270,6 +270,17 @@ fn mounts_are_bound_with_their_options() -> Outcome {
 }
 
 #[test]
+fn a_host_path_that_is_not_there_becomes_a_directory() -> Outcome {
+    // As containerd does, and as the public test suite of the CRI wants it.
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "made").run(&node)?;
+    let host = node.path().join("not/there/yet");
+    pod.sh("touch /data/x").mount(&host, "/data", false).output()?;
+    assert!(host.join("x").exists());
+    Ok(())
+}
+
+#[test]
 fn a_mount_point_that_is_a_symlink_stays_inside() -> Outcome {
     let node = Node::start()?;
     // The root's own directory points at a path of the host.

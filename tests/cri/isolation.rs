@@ -49,7 +49,7 @@ fn status_line(
     builder: impl for<'pod> FnOnce(ContainerBuilder<'pod>) -> ContainerBuilder<'pod>,
     line: &str,
 ) -> anyhow::Result<String> {
-    let output = builder(pod.command(&["grep", line, "/proc/self/status"])).output()?;
+    let output = builder(pod.command(&["grep", &format!("^{line}:"), "/proc/self/status"])).output()?;
     Ok(output.trim_start_matches(line).trim_start_matches(':').trim().to_owned())
 }
 

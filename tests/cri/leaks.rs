@@ -15,7 +15,7 @@ fn one(node: &Node, number: usize) -> Outcome {
     if number.is_multiple_of(5) {
         builder = builder.shared_pids();
     }
-    let parent = format!("/{}/kubepods/pod{number}", node.unique());
+    let parent = format!("/{}/kubepods{number}/pod", node.unique());
     let pod = builder.linux(|linux| linux.cgroup_parent = parent).run(node)?;
     assert_eq!(pod.sh("echo hello").output()?, "hello\n");
     let container = pod.command(&["sleep", "1000"]).start()?;

@@ -254,6 +254,26 @@ fn a_cgroup_parent_is_used_and_goes_with_the_pod() -> Outcome {
 }
 
 #[test]
+fn a_parent_that_two_pods_shared_goes_with_the_last() -> Outcome {
+    let node = Node::start()?;
+    let run = |name: &str| {
+        let parent = format!("/{}/kubepods/{name}", node.unique());
+        PodBuilder::new(&node, name).linux(|linux| linux.cgroup_parent = parent).run(&node)
+    };
+    let (first, second) = (run("first")?, run("second")?);
+    let container = second.command(&["sleep", "1000"]).start()?;
+    first.remove()?;
+    assert_eq!(container.exec("echo on")?.stdout, "on\n");
+    second.remove()?;
+    let left: Vec<_> = snapshot::cgroups(node.unique())
+        .into_iter()
+        .filter(|path| path.to_string_lossy().contains("kubepods"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[test]
 fn a_failed_pod_leaves_nothing() -> Outcome {
     let node = Node::start()?;
     PodBuilder::new(&node, "warm").run(&node)?.remove()?;

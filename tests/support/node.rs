@@ -142,9 +142,7 @@ impl Node {
     pub fn monitor_of(&self, pod: &str) -> Result<u32> {
         process::all()?
             .into_iter()
-            .filter(|candidate| {
-                candidate.name.starts_with("podwright-monit") || candidate.command.contains("monitor")
-            })
+            .filter(|candidate| candidate.command.starts_with("podwright-monitor"))
             .find(|candidate| candidate.command.contains(pod))
             .map(|candidate| candidate.pid)
             .with_context(|| format!("no monitor of pod {pod} among {:#?}", self.pod_processes()))

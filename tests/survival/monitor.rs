@@ -18,7 +18,9 @@ fn a_lost_monitor_ends_its_pod() -> Outcome {
 
     process::signal(node.monitor_of(&pod.id)?, Signal::KILL)?;
     let status = container.wait()?;
-    assert_eq!((status.exit_code, status.reason.as_str()), (137, "MonitorLost"), "{status:?}");
+    // Nobody was there to see the code; what is told must not look like success.
+    assert_ne!(status.exit_code, 0, "{status:?}");
+    assert_eq!(status.reason, "MonitorLost", "{status:?}");
     assert!(status.finished_at >= status.started_at, "{status:?}");
     process::wait_gone(pid, Deadline::in_seconds(20))?;
     pod.client.wait_for_pod_state(&pod.id, v1::PodSandboxState::SandboxNotready, Deadline::in_seconds(20))?;
