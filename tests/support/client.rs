@@ -268,7 +268,7 @@ impl Client {
     /// Blocks until the sandbox is in `state`, woken like [`Self::wait_for_state`].
     pub fn wait_for_pod_state(&self, id: &str, state: v1::PodSandboxState, deadline: Deadline) -> Result<()> {
         let reached = async {
-            let mut events = self.subscribe().await?;
+            let mut events = self.listen().await?;
             loop {
                 let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
                 let reply = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
@@ -289,7 +289,7 @@ impl Client {
         id: &str,
         state: v1::ContainerState,
     ) -> Result<v1::ContainerStatus, Status> {
-        let mut events = self.subscribe().await?;
+        let mut events = self.listen().await?;
         loop {
             let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
             let reply = self.runtime.clone().container_status(request).await?.into_inner();
@@ -302,7 +302,7 @@ impl Client {
         }
     }
 
-    async fn subscribe(&self) -> Result<EventStream, Status> {
+    async fn listen(&self) -> Result<EventStream, Status> {
         let request = v1::GetEventsRequest {};
         Ok(self.runtime.clone().get_container_events(request).await?.into_inner())
     }
@@ -310,7 +310,7 @@ impl Client {
     /// Returns with the next event, or once a stream that has ended is replaced by a new one.
     async fn wake(&self, events: &mut EventStream) -> Result<(), Status> {
         if !matches!(events.message().await, Ok(Some(_))) {
-            *events = self.subscribe().await?;
+            *events = self.listen().await?;
         }
         Ok(())
     }
