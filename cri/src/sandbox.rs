@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::pod::{self, NewPod, PodView};
 use crate::records::now_ns;
 use crate::store::Name;
-use crate::translate::Pod;
+use crate::translate::{Pod, Userns};
 use crate::v1::{
     LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodSandbox, PodSandboxFilter,
     PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest,
@@ -27,6 +27,13 @@ pub async fn run(daemon: &Arc<Daemon>, request: RunPodSandboxRequest) -> Result<
     let config = request.config.ok_or_else(|| Error::invalid("config", "must be given"))?;
     let pod = Pod::parse(config.clone(), &request.runtime_handler, &daemon.defaults)?;
     tracing::Span::current().record("pod", pod.metadata.to_string());
+    if pod.namespaces.userns != Userns::None {
+        // Its containers' roots would have to be mapped, which no part of this version does.
+        return Err(Error::Unimplemented {
+            what: "a user namespace of the pod's own (userns_options)".into(),
+        }
+        .into());
+    }
     let name = Name::Pod(pod.metadata.clone());
     let make = {
         let daemon = daemon.clone();

@@ -35,8 +35,8 @@ pub fn version() -> VersionResponse {
 pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
     let features = || RuntimeHandlerFeatures {
         recursive_read_only_mounts: daemon.host.recursive_readonly,
-        // Linux 5.19 idmaps what a container's overlay lies on.
-        user_namespaces: daemon.host.kernel >= (5, 19),
+        // Pause and its namespaces can; the containers' roots are not mapped yet.
+        user_namespaces: false,
     };
     let handlers = daemon.config().runtime.handlers.keys().cloned().collect::<Vec<_>>();
     StatusResponse {

@@ -81,10 +81,18 @@ fn namespaces_of(request: &SandboxRequest) -> Namespaces {
         // Only processes of the same PID namespace could look into pause's root.
         all.new.push(NamespaceKind::Mount);
     }
-    if let Some(path) = &request.netns {
+    if makes_network(request) {
+        all.new.push(NamespaceKind::Network);
+    } else if let Some(path) = &request.netns {
         all.join.push((NamespaceKind::Network, path.clone()));
     }
     all
+}
+
+/// Who owns a network namespace decides who may mount a sysfs that shows it: in a pod with a user namespace that has to be
+/// the pod's own, and only a process in there can make such a one.
+fn makes_network(request: &SandboxRequest) -> bool {
+    request.user_namespace.is_some() && request.netns.is_some()
 }
 
 /// The child's half.
@@ -104,6 +112,11 @@ fn run(
     if let Some(name) = request.hostname.as_deref().filter(|_| request.uts) {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| Failure::at(Step::Hostname, errno, name))?;
+    }
+    if makes_network(request) {
+        crate::netns::loopback_up().map_err(|errno| {
+            Failure::os(Step::Network, errno).with_message("bringing up the loopback interface")
+        })?;
     }
     if !request.sysctls.is_empty() {
         let procfs = Procfs::open()?;

@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use launch::{LaunchError, Launched, Program};
 
@@ -99,6 +99,7 @@ struct Inner {
     next_id: AtomicU64,
     slots: Semaphore,
     waiting: Mutex<Waiting>,
+    ended: watch::Sender<bool>,
 }
 
 /// Who waits for what. The lock is held for a map operation only.
@@ -132,6 +133,7 @@ pub async fn connect(run_dir: &Path, deadline: Duration) -> Result<Connected, Cl
         next_id: AtomicU64::new(1),
         slots: Semaphore::new(MAX_IN_FLIGHT),
         waiting: Mutex::default(),
+        ended: watch::Sender::new(false),
     });
     let client = MonitorClient { inner };
     let (sender, notices) = mpsc::channel(EVENT_QUEUE);
@@ -196,6 +198,17 @@ impl MonitorClient {
         }
     }
 
+    /// Has the monitor end, and waits until it has.
+    pub async fn shutdown(&self, limit: Duration) -> Result<(), ClientError> {
+        match self.order(Op::Shutdown).await {
+            Ok(()) | Err(ClientError::Gone) => {}
+            Err(error) => return Err(error),
+        }
+        let mut ended = self.inner.ended.subscribe();
+        let gone = ended.wait_for(|ended| *ended);
+        tokio::time::timeout(limit, gone).await.map_err(|_| ClientError::Slow(limit)).map(drop)
+    }
+
     /// The exit code of the exec'd process `exec`, once it has exited. To be called before it is asked for. Dropping the
     /// answer forgets it; an error of the answer means that the monitor is gone.
     pub fn exec_exit(&self, exec: &str) -> oneshot::Receiver<i32> {
@@ -213,12 +226,7 @@ impl MonitorClient {
     async fn read(self, notices: mpsc::Sender<Notice>) {
         let mut buffer = wire::buffer();
         loop {
-            let received = tokio::select! {
-                received = self.inner.receive(&mut buffer) => received,
-                // Nobody is left who would care for what happens.
-                () = notices.closed() => break,
-            };
-            match received {
+            match self.inner.receive(&mut buffer).await {
                 Ok(Some(Message::Reply { id, result })) => {
                     let waiter = self.inner.with_waiting(|waiting| waiting.replies.remove(&id));
                     if let Some(waiter) = waiter {
@@ -233,9 +241,8 @@ impl MonitorClient {
                     }
                 }
                 Ok(Some(Message::Event(event))) => {
-                    if notices.send(Notice::Event(event)).await.is_err() {
-                        break;
-                    }
+                    // A pod that is taken down again does not listen; its requests are still answered.
+                    let _ = notices.send(Notice::Event(event)).await;
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -249,6 +256,7 @@ impl MonitorClient {
             waiting.replies.clear();
             waiting.execs.clear();
         });
+        self.inner.ended.send_replace(true);
         let _ = notices.send(Notice::Gone).await;
     }
 }

@@ -57,6 +57,15 @@ pub(super) fn make_netns(dirs: &Directories) -> Result<(), Error> {
     })
 }
 
+/// Pins the network namespace that pause has made: see [`SandboxRequest::netns`](runtime::monitor::protocol::SandboxRequest).
+pub(super) fn pin_netns(dirs: &Directories, pause: i32) -> Result<(), Error> {
+    let path = dirs.netns();
+    let failed =
+        |source: io::Error| Error::Io { action: "pin the network namespace on", path: path.clone(), source };
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    rustix::mount::mount_bind(format!("/proc/{pause}/ns/net"), &path).map_err(|errno| failed(errno.into()))
+}
+
 /// Where containers find it all. `pause` is None only before there is one.
 pub(super) fn paths(dirs: &Directories, pod: &Pod, pause: Option<i32>) -> PodPaths {
     let of_pause = |kind: &str| pause.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/{kind}")));

@@ -29,6 +29,9 @@ use crate::v1::{ContainerEventType, PodSandboxConfig};
 /// How long a monitor that was just started may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a monitor may take to end after it said that it will.
+pub(super) const END_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The score of monitors: killed for memory only when there is nothing else to kill.
 const OOM_SCORE: i32 = -999;
 
@@ -95,12 +98,7 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
     let connected = match monitor {
         Ok(connected) => {
             let client = connected.client.clone();
-            undo.push("monitor", async move {
-                match client.order(Op::Shutdown).await {
-                    Err(ClientError::Gone) => Ok(()),
-                    other => other,
-                }
-            });
+            undo.push("monitor", async move { client.shutdown(END_DEADLINE).await });
             connected
         }
         Err(error) => {
@@ -126,6 +124,10 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
         }
     };
 
+    if pause_makes_network(&pod) {
+        let dirs = dirs.clone();
+        blocking(debug_span!("netns_pin"), move || files::pin_netns(&dirs, pause)).await?;
+    }
     let record = {
         let state = dirs.state.clone();
         blocking(debug_span!("pod_record"), move || {
@@ -149,6 +151,11 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
     task.announce(&id, ContainerEventType::ContainerStartedEvent);
     task.spawn();
     Ok(id)
+}
+
+/// The pod's user namespace has to own its network namespace, so that one is made from inside.
+fn pause_makes_network(pod: &Pod) -> bool {
+    pod.namespaces.network == Shared::Pod && pod.namespaces.userns != Userns::None
 }
 
 /// Makes the cgroup above the containers', and tells which directories are new.
@@ -177,7 +184,7 @@ fn ensure_parent(daemon: &Daemon, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, E
 /// The pod's network namespace and files.
 async fn make_shared(dirs: Directories, pod: Arc<Pod>) -> Result<(), Error> {
     let netns = async {
-        if pod.namespaces.network == Shared::Node {
+        if pod.namespaces.network == Shared::Node || pause_makes_network(&pod) {
             return Ok(());
         }
         let dirs = dirs.clone();

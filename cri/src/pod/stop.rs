@@ -17,11 +17,12 @@ use runtime::monitor::protocol::{ExitRecord, Op};
 use rustix::io::Errno;
 use tracing::debug_span;
 
+use super::run::END_DEADLINE;
 use super::task::REQUEST_DEADLINE;
 use super::{ContainerState, ContainerView, Directories, PodTask, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::{ClientError, Notice};
+use crate::monitor_client::ClientError;
 use crate::records::{self, ContainerRecord, Lost, SandboxPhase, SandboxRecord, UNKNOWN_EXIT_CODE};
 use crate::store::Name;
 use crate::translate::ContainerMetadata;
@@ -29,9 +30,6 @@ use crate::v1::ContainerEventType;
 
 /// How long killed processes may take to be gone. Only what hangs in the kernel takes longer than milliseconds.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a monitor may take to end after it said that it will.
-const END_DEADLINE: Duration = Duration::from_secs(10);
 
 impl PodTask {
     /// StopPodSandbox.
@@ -77,15 +75,14 @@ impl PodTask {
         for container in containers {
             self.order(Op::Delete { container }).await?;
         }
-        self.order(Op::Shutdown).await?;
-        self.drain();
-        // Its end, so that nothing of it is left when the answer is given.
-        if let Some(mut notices) = self.notices.take() {
-            let ended = async { while !matches!(notices.recv().await, None | Some(Notice::Gone)) {} };
-            if tokio::time::timeout(END_DEADLINE, ended).await.is_err() {
-                tracing::warn!("the monitor takes long to end");
-            }
+        // To its end, so that nothing of it is left when the answer is given.
+        if let Some(client) = self.view.monitor.clone()
+            && let Err(error) = client.shutdown(END_DEADLINE).await
+        {
+            tracing::warn!(%error, "the monitor does not end");
         }
+        self.drain();
+        self.notices = None;
         self.monitor_lost = false;
         self.view.monitor = None;
         self.view.ready = false;

@@ -134,14 +134,12 @@ fn readable_containers(dirs: &Directories) -> Vec<ContainerRecord> {
 async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
-        Ok(Connected { client, mut notices, .. }) => {
-            let ended = async {
-                let _ = client.order(Op::StopSandbox).await;
-                let _ = client.order(Op::Shutdown).await;
-                while !matches!(notices.recv().await, None | Some(monitor_client::Notice::Gone)) {}
-            };
-            if tokio::time::timeout(SHUTDOWN_DEADLINE, ended).await.is_err() {
-                tracing::warn!(pod = %id, "its monitor does not end");
+        Ok(Connected { client, .. }) => {
+            if let Err(error) = client.order(Op::StopSandbox).await {
+                tracing::warn!(pod = %id, %error, "its monitor does not stop its processes");
+            }
+            if let Err(error) = client.shutdown(SHUTDOWN_DEADLINE).await {
+                tracing::warn!(pod = %id, %error, "its monitor does not end");
             }
         }
         Err(error) if error.is_gone() => {}

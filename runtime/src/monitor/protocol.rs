@@ -146,7 +146,8 @@ pub enum Op {
 /// The namespaces of a sandbox and where its files are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxRequest {
-    /// The pinned network namespace to join; None: the host's.
+    /// The pinned network namespace to join; None: the host's. With a user namespace of its own it is where the pod's
+    /// network namespace is to be pinned by the daemon: pause makes it, so that the user namespace owns it.
     pub netns: Option<PathBuf>,
     /// True: the pod has an IPC namespace of its own; false: the host's.
     pub ipc: bool,
