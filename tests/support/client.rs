@@ -136,8 +136,7 @@ impl Client {
 
     /// Listens to events from now on.
     pub fn subscribe(&self) -> Result<Events<'_>, Status> {
-        let call = async { self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await };
-        Ok(Events { client: self, stream: self.tokio.block_on(call)?.into_inner() })
+        Ok(Events { client: self, stream: self.tokio.block_on(self.listen())? })
     }
 
     /// Sends `RunPodSandbox` and drops the connection's interest in it after `patience`, as a client does
