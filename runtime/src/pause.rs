@@ -138,9 +138,7 @@ fn run(
     }
     link.tell(&FromChild::Ready, &[])?;
     let _ = sys::close_range(0, i32::MAX);
-    loop {
-        sys::wait_for_signals();
-    }
+    sys::memory::rest()
 }
 
 /// An empty, read-only root, and nothing of the host's mounts.

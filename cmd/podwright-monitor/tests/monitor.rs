@@ -124,6 +124,12 @@ fn requests_that_make_no_sense_are_refused_and_leave_nothing() {
         .unwrap();
     let refused = monitor.create("fifo", &Spec::sh("")).unwrap_err();
     assert!(refused.to_string().contains("not a regular file"), "{refused}");
+    // What cannot be made leaves neither a cgroup nor a log.
+    let mut impossible = Spec::sh("true");
+    impossible.edit = |config| config["mounts"][0]["type"] = json!("nosuchfs");
+    monitor.create("impossible", &impossible).unwrap_err();
+    assert!(!monitor.log_path("impossible").exists());
+    assert!(!Path::new(&format!("/sys/fs/cgroup/pids/{}/impossible", monitor.unique)).exists());
     monitor.end();
 }
 
@@ -425,6 +431,8 @@ fn pausing_and_resuming() {
     let then = fs::metadata(&log).unwrap().len();
     monitor.connection.ask(Op::KillExec { exec: "nobody".into(), signal: 9 }).unwrap();
     assert_eq!(fs::metadata(&log).unwrap().len(), then);
+    let refused = monitor.exec(&exec_request("c", "e", [false; 3]), &process("true"), &[]).unwrap_err();
+    assert!(refused.to_string().contains("paused"), "{refused}");
     assert_eq!(monitor.connection.ask(Op::Resume { container: "c".into() }), Ok(Reply::Done));
     wait_for_file(&log, |text| text.len() as u64 > then);
     monitor.end();
@@ -487,6 +495,63 @@ fn the_death_of_pause_is_told() {
     assert_eq!(monitor.connection.event(), Event::PauseExited);
     assert!(monitor.create("c", &Spec::sh("true")).is_err());
     monitor.end();
+}
+
+#[test]
+fn a_shared_pid_namespace_is_reaped_by_pause() {
+    let mut monitor = Monitor::start_with(true);
+    let mut spec = Spec::sh("(sleep 0.2; exit 0) & exit 0");
+    spec.shared_pids = true;
+    monitor.run("c", &spec);
+    assert_eq!(monitor.connection.exit_of("c").exit_code, 0);
+    let inside = fs::read_to_string(format!("/proc/{}/status", monitor.pause)).unwrap();
+    let line = inside.lines().find(|line| line.starts_with("NSpid:")).unwrap();
+    assert!(line.ends_with("\t1"), "{line}");
+    monitor.run("d", &Spec { shared_pids: true, ..Spec::sh("sleep 1000") });
+    monitor.end();
+}
+
+#[test]
+fn nothing_grows_over_many_containers() {
+    let mut monitor = Monitor::start();
+    let fds = |pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = fds(monitor.pid());
+    for turn in 0..20 {
+        let id = format!("c{turn}");
+        monitor.run(&id, &Spec::sh("echo $$"));
+        assert_eq!(monitor.connection.exit_of(&id).exit_code, 0);
+        assert_eq!(monitor.logged(&id), "1\n");
+        assert_eq!(monitor.connection.ask(Op::Delete { container: id.clone() }), Ok(Reply::Done));
+    }
+    assert_eq!(fds(monitor.pid()), before);
+    monitor.end();
+}
+
+/// Monitor and pause are what every pod costs, whatever it runs.
+#[test]
+fn thirty_pods_are_small() {
+    const PODS: u64 = 30;
+    const LIMIT_KIB: u64 = 300;
+    let pods: Vec<Monitor> = (0..PODS)
+        .map(|_| {
+            let mut monitor = Monitor::start();
+            monitor.run("c", &Spec::sh("sleep 1000"));
+            monitor
+        })
+        .collect();
+    let pss = |pid: u64| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let all: u64 = pods.iter().map(|pod| pss(pod.pid().into()) + pss(pod.pause.unsigned_abs().into())).sum();
+    println!("monitor and pause: {} KiB of PSS per pod", all / PODS);
+    if cfg!(debug_assertions) {
+        println!("skipped: the limit is for release builds");
+    } else {
+        assert!(all / PODS < LIMIT_KIB);
+    }
+    pods.into_iter().for_each(Monitor::end);
 }
 
 #[test]

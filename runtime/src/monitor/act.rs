@@ -103,7 +103,13 @@ impl Server {
         // The log first: it is the cheapest to fail, and leaves nothing.
         let part_bytes = usize::try_from(request.log_part_bytes).unwrap_or(0);
         let log = Log::open(request.log_path.as_deref(), part_bytes)?;
-        let made = engine::create(request, fds, &self.hierarchies)?;
+        let made = match engine::create(request, fds, &self.hierarchies) {
+            Ok(made) => made,
+            Err(failure) => {
+                log.discard();
+                return Err(failure);
+            }
+        };
         let number = self.number();
         let (pid, cgroup) = (made.pid, made.cgroup);
         let assembled = {
@@ -179,6 +185,11 @@ impl Server {
         let lives = self.by_id_mut(&request.container).ok_or_else(|| gone(&request.container))?;
         let (container, Container { pid, pidfd, cgroup, seccomp, .. }) = lives;
         let pidfd = pidfd.as_ref().ok_or_else(|| gone(&request.container))?.as_fd();
+        // A process that begins in a frozen cgroup would be waited for until the deadline.
+        if cgroup.is_frozen()? {
+            let message = format!("container {} is paused", request.container);
+            return Err(Failure::because(Step::Request, message));
+        }
         let target = engine::Target { pid: *pid, pidfd, cgroup, seccomp: seccomp.as_ref() };
         let made = engine::exec(request, fds, target, number)?;
         let watch_failed = |errno| Failure::os(Step::Clone, errno).with_message("wait for the process");

@@ -68,6 +68,15 @@ impl Log {
         })
     }
 
+    /// Takes the file away again if nothing was ever written to it: its container could not be created.
+    pub(crate) fn discard(self) {
+        let Some(Target { path, file }) = self.target else { return };
+        if rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_size == 0) {
+            // It was made for nothing; that it stays does no harm.
+            let _ = rustix::fs::unlink(&path);
+        }
+    }
+
     /// Whether output has somewhere to go; without, it need not be encoded.
     pub(crate) fn is_kept(&self) -> bool {
         self.target.is_some()

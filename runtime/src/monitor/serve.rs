@@ -44,6 +44,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Buffers that were not used for this long are given back.
 const BUFFERS_KEPT_FOR: Duration = Duration::from_secs(2);
 
+/// The most exited execs of which a background process, or output nobody has read yet, is left.
+const MAX_LINGERING_EXECS: usize = 64;
+
 /// How long killing a cgroup may take.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -487,6 +490,12 @@ impl Server {
             let emptied = exec.cgroup.as_ref().is_none_or(|cgroup| cgroup.remove(Instant::now()).is_ok());
             !emptied
         });
+        // Beyond that the oldest keep their cgroups, which go with the container's, but cannot be killed by name any more.
+        let left: Vec<u32> =
+            self.execs.iter().filter(|(_, exec)| exec.pidfd.is_none()).map(|(number, _)| *number).collect();
+        for number in left.iter().take(left.len().saturating_sub(MAX_LINGERING_EXECS)) {
+            self.execs.remove(number);
+        }
     }
 
     // Output and input.

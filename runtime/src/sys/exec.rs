@@ -38,9 +38,3 @@ pub(crate) fn ignore_children() {
     // SAFETY: SIG_IGN installs no code of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
-
-/// pause(2): sleeps until a signal has been handled, which for a process without handlers is never.
-pub(crate) fn wait_for_signals() {
-    // SAFETY: takes no arguments.
-    unsafe { libc::pause() };
-}

@@ -51,7 +51,10 @@ pub struct Spec {
     pub stdin: bool,
     pub stdin_once: bool,
     pub log: bool,
+    /// A PID namespace of its own; else the host's.
     pub own_pids: bool,
+    /// The pod's PID namespace.
+    pub shared_pids: bool,
     pub edit: fn(&mut Value),
 }
 
@@ -64,6 +67,7 @@ impl Spec {
             stdin_once: false,
             log: true,
             own_pids: true,
+            shared_pids: false,
             edit: |_| (),
         }
     }
@@ -159,12 +163,17 @@ impl Connection {
 impl Monitor {
     /// A monitor with a sandbox of its own IPC and UTS namespaces.
     pub fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// With one PID namespace for all its containers, or not.
+    pub fn start_with(shared_pids: bool) -> Self {
         let mut monitor = Self::start_bare();
         let request = SandboxRequest {
             netns: None,
             ipc: true,
             uts: true,
-            pid: false,
+            pid: shared_pids,
             hostname: Some("pod".into()),
             sysctls: Vec::new(),
             user_namespace: None,
@@ -311,7 +320,9 @@ impl Monitor {
             json!({"type": "ipc", "path": format!("/proc/{pause}/ns/ipc")}),
             json!({"type": "uts", "path": format!("/proc/{pause}/ns/uts")}),
         ];
-        if spec.own_pids {
+        if spec.shared_pids {
+            namespaces.push(json!({"type": "pid", "path": format!("/proc/{pause}/ns/pid")}));
+        } else if spec.own_pids {
             namespaces.push(json!({"type": "pid"}));
         }
         let mut config = json!({
