@@ -104,6 +104,9 @@ fn prepare(
         Stdio::Inherit | Stdio::Fds { .. } => None,
     };
     root.pivot(plan)?;
+    if let Some(process) = &plan.process {
+        process::make_working_directory(process);
+    }
     name_host(plan)?;
     write_sysctls(&plan.sysctls)?;
     rootfs::finish(plan, &around)?;

@@ -286,7 +286,8 @@ fn what_is_frozen_stands_still_and_dies_when_killed() {
     assert!(cgroup.is_frozen().unwrap());
     let before = cgroup.stats_brief().unwrap().cpu.usage_ns;
     // Another one as busy comes to its end in the meantime.
-    let free = Command::new("sh").args(["-c", "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"]).status().unwrap();
+    let free =
+        Command::new("sh").args(["-c", "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"]).status().unwrap();
     assert!(free.success());
     assert_eq!(cgroup.stats_brief().unwrap().cpu.usage_ns, before);
     cgroup.thaw().unwrap();

@@ -33,6 +33,14 @@ pub(crate) fn enter_working_directory(process: &plan::Process) -> Result<(), Fai
     require_inside_root(cwd)
 }
 
+/// Makes the plan's working directory where it is missing, before the root may become read-only. What goes wrong is found when it is
+/// entered.
+pub(crate) fn make_working_directory(process: &plan::Process) {
+    if open(&process.cwd).is_err_and(|errno| errno == Errno::NOENT) {
+        let _ = make(&process.cwd);
+    }
+}
+
 /// Proves that the caller's working directory is below its root.
 fn require_inside_root(cwd: &Path) -> Result<(), Failure> {
     let outside = |errno| {
