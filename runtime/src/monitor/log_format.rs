@@ -229,6 +229,9 @@ mod tests {
     }
 
     proptest! {
+        // Long inputs matter more here than many.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn a_reader_gets_every_byte_back(
             chunks in prop::collection::vec(
