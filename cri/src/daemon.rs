@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use runtime::cgroup::{CgroupPath, Driver, Hierarchies};
 
+use crate::cgroups::{MadeCgroups, Place};
 use crate::config::{CgroupDriver, Config};
 use crate::error::Error;
 use crate::events::Events;
@@ -17,7 +18,7 @@ use crate::pod::Directories;
 use crate::seccomp::SeccompCache;
 use crate::stats::Samples;
 use crate::store::Store;
-use crate::translate::{self, Defaults, HostFacts};
+use crate::translate::{self, Defaults, HostFacts, Pod};
 
 /// The daemon.
 #[derive(Debug)]
@@ -41,6 +42,9 @@ pub struct Daemon {
     pub hierarchies: Hierarchies,
     /// Who makes cgroups.
     pub driver: Driver,
+    /// The cgroup of the runtime itself and of pods without a parent.
+    pub cgroup_root: PathBuf,
+    made_cgroups: MadeCgroups,
     /// This boot.
     pub boot_id: String,
     /// Compiled seccomp profiles.
@@ -94,6 +98,8 @@ impl Daemon {
             host,
             hierarchies,
             driver,
+            cgroup_root: PathBuf::from(&config.cgroup.runtime),
+            made_cgroups: MadeCgroups::default(),
             boot_id: host::boot_id()?,
             seccomp: SeccompCache::default(),
             samples: Samples::default(),
@@ -140,8 +146,28 @@ impl Daemon {
     }
 
     /// The cgroup of the runtime's own processes.
-    pub fn monitors_cgroup(&self) -> String {
-        format!("{}/monitors", self.config().cgroup.runtime.trim_end_matches('/'))
+    pub fn monitors_cgroup(&self) -> PathBuf {
+        self.cgroup_root.join("monitors")
+    }
+
+    /// Where pods' cgroups go.
+    pub fn cgroup_place(&self) -> Place<'_> {
+        Place { hierarchies: &self.hierarchies, driver: self.driver, runtime: &self.cgroup_root }
+    }
+
+    /// See [`MadeCgroups::ensure_parent`].
+    pub fn ensure_parent(&self, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, Error> {
+        self.made_cgroups.ensure_parent(self.cgroup_place(), pod, id)
+    }
+
+    /// See [`MadeCgroups::remove`].
+    pub fn remove_cgroups(&self, id: &str, made: &[PathBuf]) {
+        self.made_cgroups.remove(self.cgroup_place(), id, made);
+    }
+
+    /// See [`MadeCgroups::restore`].
+    pub fn restore_cgroups(&self, made: &[PathBuf]) {
+        self.made_cgroups.restore(made);
     }
 
     /// Where the cgroup of a container is.

@@ -34,6 +34,12 @@ use crate::v1::{ExecSyncRequest, ExecSyncResponse};
 /// The most output that is kept of each stream, in bytes.
 const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
 
+/// The longest message that kubelet takes, in bytes.
+const CLIENT_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// What an answer has beside its output, in bytes, rounded up generously.
+const MESSAGE_OVERHEAD_BYTES: usize = 1024;
+
 /// How long output is read after the process has exited while something else holds its pipes.
 const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -93,6 +99,7 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
     };
     let ((stdout, stderr), code) = tokio::join!(reading, waiting);
     guard.disarm();
+    let (stdout, stderr) = fit(stdout, stderr, daemon.config().server.max_message_bytes);
     match code {
         Ended::Exited(exit_code) => Ok(ExecSyncResponse { stdout, stderr, exit_code }),
         Ended::TimedOut(limit) => {
@@ -108,6 +115,16 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
 /// Exec, Attach and PortForward need the streaming server.
 pub fn streaming(call: &'static str) -> Error {
     Error::Unimplemented { what: format!("{call} (streaming)") }
+}
+
+/// Cuts both outputs so that they fit into one message: each has half of it, and what the other leaves of its half.
+fn fit(mut stdout: Vec<u8>, mut stderr: Vec<u8>, max_message_bytes: usize) -> (Vec<u8>, Vec<u8>) {
+    let room = max_message_bytes.min(CLIENT_MESSAGE_BYTES).saturating_sub(MESSAGE_OVERHEAD_BYTES);
+    let half = room / 2;
+    let stdout_room = if stderr.len() < half { room - stderr.len() } else { half };
+    stdout.truncate(stdout_room);
+    stderr.truncate(room - stdout.len());
+    (stdout, stderr)
 }
 
 /// How a command ended.
@@ -253,6 +270,19 @@ mod tests {
         assert!(check_command(&[String::new()]).is_err());
         assert!(check_command(&["ls".into(), "a\0b".into()]).is_err());
         assert!(check_command(&["ls".into(), String::new()]).is_ok());
+    }
+
+    #[test]
+    fn both_outputs_fit_into_one_message() {
+        let lengths = |stdout: usize, stderr: usize| {
+            let (stdout, stderr) = fit(vec![1; stdout], vec![2; stderr], 10_000 + MESSAGE_OVERHEAD_BYTES);
+            (stdout.len(), stderr.len())
+        };
+        assert_eq!(lengths(10, 20), (10, 20));
+        assert_eq!(lengths(20_000, 0), (10_000, 0));
+        assert_eq!(lengths(20_000, 1_000), (9_000, 1_000));
+        assert_eq!(lengths(1_000, 20_000), (1_000, 9_000));
+        assert_eq!(lengths(20_000, 20_000), (5_000, 5_000));
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cgroups;
 pub mod check;
 pub mod config;
 pub mod container;

@@ -27,10 +27,10 @@ use tracing::debug_span;
 use crate::config::Config;
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::recover;
 use crate::service::Service;
 use crate::v1::image_service_server::ImageServiceServer;
 use crate::v1::runtime_service_server::RuntimeServiceServer;
+use crate::{cgroups, recover};
 
 /// The file in the run directory that says which daemon this is; `podwright` waits for reloads by it.
 const IDENTITY: &str = "podwrightd.json";
@@ -79,7 +79,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
         let config = config.clone();
         Arc::new(blocking(debug_span!("start"), move || Daemon::new(config)).await?)
     };
-    ensure_runtime_cgroup(&daemon);
+    cgroups::ensure_monitors(daemon.cgroup_place());
     recover::recover(&daemon).await?;
 
     let (listener, own_socket) = match options.inherited.take() {
@@ -134,7 +134,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
         let _ = fs::remove_file(&config.server.socket);
     }
     let _ = fs::remove_file(daemon.run.join(IDENTITY));
-    release_runtime_cgroup(&daemon);
+    cgroups::release_monitors(daemon.cgroup_place());
     Ok(())
 }
 
@@ -315,37 +315,6 @@ fn group_id(group: &str) -> Result<u32, Error> {
     let line = text.lines().find(|line| line.split(':').next() == Some(group));
     line.and_then(|line| line.split(':').nth(2)?.parse().ok())
         .ok_or_else(|| Error::invalid("server.group", format!("{group} is no group of /etc/group")))
-}
-
-/// The cgroup of monitors is made with the daemon, so that no pod is charged with leaving it behind.
-fn ensure_runtime_cgroup(daemon: &Daemon) {
-    use runtime::cgroup::{Cgroup, CreateOptions, Existing};
-    let Some(path) = runtime_cgroup(daemon) else { return };
-    let options = CreateOptions { existing: Existing::Any, ..CreateOptions::default() };
-    if let Err(failure) = Cgroup::create(&daemon.hierarchies, &path, &options) {
-        tracing::warn!(%failure, "the runtime's own cgroup cannot be made");
-    }
-}
-
-/// And goes with it, when no pod is left in it.
-fn release_runtime_cgroup(daemon: &Daemon) {
-    use runtime::cgroup::Cgroup;
-    let Some(path) = runtime_cgroup(daemon) else { return };
-    let Ok(cgroup) = Cgroup::open(&daemon.hierarchies, &path) else { return };
-    let mut directories: Vec<PathBuf> = Vec::new();
-    for directory in cgroup.record().directories {
-        directories.extend(directory.path.parent().map(Path::to_owned));
-        directories.push(directory.path);
-    }
-    runtime::cgroup::remove_ancestors(&directories);
-}
-
-fn runtime_cgroup(daemon: &Daemon) -> Option<runtime::cgroup::CgroupPath> {
-    if daemon.driver == runtime::cgroup::Driver::Systemd {
-        return None;
-    }
-    let path = daemon.monitors_cgroup();
-    runtime::cgroup::CgroupPath::parse(Some(Path::new(&path)), "monitors", daemon.driver).ok()
 }
 
 #[cfg(test)]

@@ -12,12 +12,13 @@
 //! [`runtime::monitor::protocol`].
 
 mod launch;
+mod process;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use runtime::Failure;
@@ -30,6 +31,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use launch::{LaunchError, Launched, Program};
+pub use process::Process;
 
 /// The most requests under way on one connection; more wait for their turn.
 const MAX_IN_FLIGHT: usize = 64;
@@ -100,6 +102,7 @@ struct Inner {
     slots: Semaphore,
     waiting: Mutex<Waiting>,
     ended: watch::Sender<bool>,
+    process: OnceLock<Process>,
 }
 
 /// Who waits for what. The lock is held for a map operation only.
@@ -134,6 +137,7 @@ pub async fn connect(run_dir: &Path, deadline: Duration) -> Result<Connected, Cl
         slots: Semaphore::new(MAX_IN_FLIGHT),
         waiting: Mutex::default(),
         ended: watch::Sender::new(false),
+        process: OnceLock::new(),
     });
     let client = MonitorClient { inner };
     let (sender, notices) = mpsc::channel(EVENT_QUEUE);
@@ -205,8 +209,20 @@ impl MonitorClient {
             Err(error) => return Err(error),
         }
         let mut ended = self.inner.ended.subscribe();
-        let gone = ended.wait_for(|ended| *ended);
-        tokio::time::timeout(limit, gone).await.map_err(|_| ClientError::Slow(limit)).map(drop)
+        let gone = async {
+            // An error would mean that the sender is gone, which we hold.
+            let _ = ended.wait_for(|ended| *ended).await;
+            if let Some(process) = self.inner.process.get() {
+                process.clone().wait(limit).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.map_err(|_| ClientError::Slow(limit))
+    }
+
+    /// Notes which process it is, for [`shutdown`](Self::shutdown) to wait for.
+    pub fn is_process(&self, process: Process) {
+        // Told once, by who connected.
+        let _ = self.inner.process.set(process);
     }
 
     /// The exit code of the exec'd process `exec`, once it has exited. To be called before it is asked for. Dropping the

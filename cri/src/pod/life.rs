@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::failure::Step;
 use runtime::monitor::protocol::{Op, Reply};
 use rustix::process::Signal;
 use tracing::debug_span;
@@ -12,10 +13,13 @@ use super::task::{REQUEST_DEADLINE, short};
 use super::{ContainerState, ContainerView, PodTask};
 use crate::daemon::blocking;
 use crate::error::Error;
-use crate::monitor_client::Notice;
+use crate::monitor_client::{ClientError, Notice};
 use crate::records::{ContainerRecord, SandboxRecord};
 use crate::translate::Resources;
 use crate::v1::{ContainerEventType, LinuxContainerResources, UpdatePodSandboxResourcesRequest};
+
+/// How long a container that could not be started may take to be gone.
+const START_EXIT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a killed container may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -49,7 +53,14 @@ impl PodTask {
                 format!("start container {id}"),
                 format!("the monitor answered {other:?}"),
             )),
-            Err(error) => Err(self.failed("container", id, error)),
+            Err(error) => {
+                // A program that could not be executed has ended with that; its end is to be seen by who reads the error.
+                let ends = matches!(&error, ClientError::Failed(failure) if failure.step != Step::Request);
+                if ends && !self.wait_exited(id, START_EXIT_DEADLINE).await {
+                    tracing::warn!(container = %short(id), "it could not be started, and does not end");
+                }
+                Err(self.failed("container", id, error))
+            }
         }
     }
 
@@ -155,16 +166,22 @@ impl PodTask {
     async fn kill(&mut self, id: &str) -> Result<(), Error> {
         let kill = Op::Kill { container: id.to_owned(), signal: Signal::KILL.as_raw(), all: true };
         self.order(kill).await.map_err(|error| self.failed("container", id, error))?;
-        let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
-        while self.container(id)?.alive() {
-            let Some(notices) = self.notices.as_mut() else { return Ok(()) };
-            let Ok(notice) = tokio::time::timeout_at(deadline, notices.recv()).await else {
-                let what = format!("the end of the killed container {id}");
-                return Err(Error::DeadlineExceeded { what, limit: KILL_DEADLINE });
-            };
+        if self.wait_exited(id, KILL_DEADLINE).await {
+            return Ok(());
+        }
+        let what = format!("the end of the killed container {id}");
+        Err(Error::DeadlineExceeded { what, limit: KILL_DEADLINE })
+    }
+
+    /// Takes notices until the container has ended, or nobody can tell any more. False: the deadline came first.
+    async fn wait_exited(&mut self, id: &str, limit: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + limit;
+        while self.view.containers.get(id).is_some_and(|view| view.alive()) {
+            let Some(notices) = self.notices.as_mut() else { return true };
+            let Ok(notice) = tokio::time::timeout_at(deadline, notices.recv()).await else { return false };
             self.take(notice.unwrap_or(Notice::Gone));
         }
-        Ok(())
+        true
     }
 }
 

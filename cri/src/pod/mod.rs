@@ -37,7 +37,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use create::NewContainer;
 pub use run::{NewPod, run};
-pub use stop::{clean_up, end_unseen, remove_cgroups};
+pub use stop::{clean_up, end_unseen};
 pub use task::PodTask;
 pub use view::{ContainerState, ContainerView, PodView};
 

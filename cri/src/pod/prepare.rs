@@ -70,7 +70,7 @@ fn steps(
         library.resolve(&container.image).map_err(|error| image::resolve_error(&container.image, error))
     })?;
     let defaults = image_defaults(&container.image, &entry);
-    let cgroups_path = pod.cgroups_path(Path::new(&daemon.config().cgroup.runtime), &view.record.id, &new.id);
+    let cgroups_path = pod.cgroups_path(&daemon.cgroup_root, &view.record.id, &new.id);
 
     let user = debug_span!("user_lookup").in_scope(|| look_up(container, &defaults, &entry))?;
     let identity = container.security.user.identity(&user);

@@ -8,11 +8,10 @@
 //!
 //! Each step is undone, last first, when a later one fails.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::cgroup::{Cgroup, CgroupPath, CreateOptions, Driver, Existing};
+use runtime::cgroup::Driver;
 use runtime::monitor::protocol::{Op, Reply, SandboxRequest, UserNamespaceMaps};
 use tracing::{Instrument as _, debug_span};
 
@@ -20,7 +19,7 @@ use super::task::{REQUEST_DEADLINE, engine};
 use super::{Directories, PodTask, PodView, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::{self, ClientError, Connected};
+use crate::monitor_client::{self, ClientError, Connected, Process};
 use crate::records::{SandboxPhase, SandboxRecord};
 use crate::translate::{IdRange, Pod, PodPid, Shared, Userns};
 use crate::undo::Undo;
@@ -77,15 +76,15 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
             record.write(&dirs.state)?;
             files::private_dir(&dirs.run)?;
             let mut record = record;
-            record.made_cgroups = ensure_parent(&daemon, &pod, &record.id)?;
+            record.made_cgroups = daemon.ensure_parent(&pod, &record.id)?;
             Ok(record)
         })
         .await?
     };
     undo.push_blocking("cgroups", {
-        let made = record.made_cgroups.clone();
+        let (daemon, id, made) = (daemon.clone(), id.clone(), record.made_cgroups.clone());
         move || {
-            runtime::cgroup::remove_ancestors(&made);
+            daemon.remove_cgroups(&id, &made);
             Ok::<(), Error>(())
         }
     });
@@ -158,29 +157,6 @@ fn pause_makes_network(pod: &Pod) -> bool {
     pod.namespaces.network == Shared::Pod && pod.namespaces.userns != Userns::None
 }
 
-/// Makes the cgroup above the containers', and tells which directories are new.
-fn ensure_parent(daemon: &Daemon, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, Error> {
-    if daemon.driver == Driver::Systemd {
-        // systemd makes slices with the first scope in them.
-        return Ok(Vec::new());
-    }
-    let container = pod.cgroups_path(Path::new(&daemon.config().cgroup.runtime), id, "x");
-    let Some(parent) = container.parent() else { return Ok(Vec::new()) };
-    let failed = |failure| engine("pod sandbox", id, failure);
-    let path = CgroupPath::parse(Some(parent), id, daemon.driver)
-        .map_err(|error| Error::internal(format!("cgroup parent of pod sandbox {id}"), error))?;
-    let directories = |cgroup: &Cgroup| {
-        cgroup.record().directories.into_iter().map(|directory| directory.path).collect::<Vec<_>>()
-    };
-    let before =
-        Cgroup::open(&daemon.hierarchies, &path).map(|cgroup| directories(&cgroup)).unwrap_or_default();
-    let options = CreateOptions { existing: Existing::Any, ..CreateOptions::default() };
-    let cgroup = Cgroup::create(&daemon.hierarchies, &path, &options).map_err(failed)?;
-    let mut made = cgroup.made_ancestors().to_vec();
-    made.extend(directories(&cgroup).into_iter().filter(|path| !before.contains(path)));
-    Ok(made)
-}
-
 /// The pod's network namespace and files.
 async fn make_shared(dirs: Directories, pod: Arc<Pod>) -> Result<(), Error> {
     let netns = async {
@@ -207,12 +183,7 @@ async fn start_monitor(daemon: &Daemon, dirs: &Directories, id: &str) -> Result<
     let mut launched = daemon.program.launch(&dirs.run, &arguments).map_err(|error| failed(error.into()))?;
     match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
         Ok(connected) => {
-            // Reaped when it ends, whoever made it end.
-            tokio::spawn(async move {
-                if let Ok(status) = launched.child.wait().await {
-                    tracing::debug!(%status, "a monitor has ended");
-                }
-            });
+            connected.client.is_process(Process::reap(launched.child));
             Ok(connected)
         }
         Err(error) => {
@@ -237,7 +208,7 @@ fn arguments(daemon: &Daemon, dirs: &Directories, id: &str) -> Vec<String> {
     ];
     // systemd's tree is systemd's: there a monitor stays in the daemon's unit.
     if daemon.driver == Driver::Cgroupfs {
-        arguments.extend(["--cgroup".to_owned(), daemon.monitors_cgroup()]);
+        arguments.extend(["--cgroup".to_owned(), daemon.monitors_cgroup().to_string_lossy().into_owned()]);
     }
     // A filter for the daemon's modules says nothing about the monitor; a level does.
     let level = config.log.level.split(',').find_map(|part| part.trim().parse::<tracing::Level>().ok());

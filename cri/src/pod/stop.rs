@@ -8,11 +8,11 @@
 //!
 //! Every step may be repeated: a stop that failed half way is finished by the next one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use runtime::cgroup::{Cgroup, CgroupPath, Driver, remove_ancestors};
+use runtime::cgroup::Cgroup;
 use runtime::monitor::protocol::{ExitRecord, Op};
 use rustix::io::Errno;
 use tracing::debug_span;
@@ -101,7 +101,7 @@ impl PodTask {
         blocking(debug_span!("remove_files"), move || {
             imageless::rootfs::remove_dir(&dirs.state)
                 .map_err(|error| Error::internal(format!("remove pod sandbox {}", record.id), error))?;
-            remove_cgroups(&daemon, &record.id, &record.made_cgroups);
+            daemon.remove_cgroups(&record.id, &record.made_cgroups);
             Ok(())
         })
         .await?;
@@ -253,18 +253,6 @@ fn kill_cgroup(daemon: &Daemon, record: &ContainerRecord) {
     };
     if let Err(failure) = done {
         tracing::error!(container = %record.id, %failure, "its cgroup cannot be emptied");
-    }
-}
-
-/// Removes the cgroups that were made for a pod, as far as they are empty: those of its record, and the one that a pod without
-/// a parent has, whether or not there was time to record it. Blocks.
-pub fn remove_cgroups(daemon: &Daemon, pod: &str, made: &[PathBuf]) {
-    remove_ancestors(made);
-    let own = Path::new(&daemon.config().cgroup.runtime).join(pod);
-    let own = CgroupPath::parse(Some(&own), pod, Driver::Cgroupfs);
-    if let Some(cgroup) = own.ok().and_then(|path| Cgroup::open(&daemon.hierarchies, &path).ok()) {
-        let directories: Vec<_> = cgroup.record().directories.into_iter().map(|found| found.path).collect();
-        remove_ancestors(&directories);
     }
 }
 

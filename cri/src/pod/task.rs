@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use super::{COMMAND_QUEUE, Command, ContainerState, ContainerView, Directories, PodHandle, PodView};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice};
+use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice, Process};
 use crate::v1::ContainerEventType;
 
 /// How long the monitor may take for one request. It is far above what any takes, because the answer to a slow disk is
@@ -138,6 +138,9 @@ impl PodTask {
     /// Believes the monitor about what lives.
     async fn adopt(&mut self, connected: Connected) {
         let Connected { client, hello, notices } = connected;
+        if let Some(process) = Process::foreign(hello.pid) {
+            client.is_process(process);
+        }
         let ids: Vec<String> = self.view.containers.keys().cloned().collect();
         for id in ids {
             let Some(report) = hello.containers.iter().find(|report| report.id == id) else { continue };

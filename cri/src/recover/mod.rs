@@ -23,7 +23,7 @@ use tracing::debug_span;
 
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::{self, Connected, MonitorClient};
+use crate::monitor_client::{self, Connected, MonitorClient, Process};
 use crate::pod::{self, ContainerState, ContainerView, Directories, PodTask, PodView};
 use crate::records::{self, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::store::Name;
@@ -102,7 +102,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
             let (daemon, id) = (daemon.clone(), id.to_owned());
             blocking(debug_span!("remove_files"), move || {
                 let dirs = daemon.directories(&id);
-                pod::remove_cgroups(&daemon, &id, &made);
+                daemon.remove_cgroups(&id, &made);
                 imageless::rootfs::remove_dir(&dirs.state)
                     .map_err(|error| Error::internal(format!("remove {}", dirs.state.display()), error))
             })
@@ -134,7 +134,10 @@ fn readable_containers(dirs: &Directories) -> Vec<ContainerRecord> {
 async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
-        Ok(Connected { client, .. }) => {
+        Ok(Connected { client, hello, .. }) => {
+            if let Some(process) = Process::foreign(hello.pid) {
+                client.is_process(process);
+            }
             if let Err(error) = client.order(Op::StopSandbox).await {
                 tracing::warn!(pod = %id, %error, "its monitor does not stop its processes");
             }
@@ -212,6 +215,7 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
     let (id, metadata) = (record.id.clone(), pod.metadata.clone());
 
     daemon.store.restore(Name::Pod(metadata.clone()), &id);
+    daemon.restore_cgroups(&record.made_cgroups);
     let mut views = BTreeMap::new();
     for container in containers {
         let name = container.config.metadata.clone().unwrap_or_default();
