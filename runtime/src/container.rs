@@ -114,6 +114,15 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     if let Some(process) = &plan.process {
         lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
     }
+    if !plan.net_devices.is_empty() {
+        return Err(Failure::because(
+            Step::Network,
+            "linux.netDevices: moving network devices is not supported",
+        ));
+    }
+    if plan.intel_rdt.is_some() {
+        return Err(Failure::because(Step::Config, "linux.intelRdt: Intel RDT is not supported"));
+    }
     let limits = match &plan.resources {
         Some(resources) => Limits::from_spec(resources)
             .map_err(|error| Failure::because(Step::Config, format!("linux.resources: {error}")))?,

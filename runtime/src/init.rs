@@ -191,14 +191,11 @@ pub(crate) fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), Failure>
     Ok(())
 }
 
-/// What the parent does before pivot_root: network devices, Intel RDT, prestart and createRuntime hooks. Then createContainer hooks
-/// here: in the container's namespaces, with host paths still in sight.
+/// prestart and createRuntime hooks by the parent, then createContainer hooks here: in the container's namespaces, with host paths still in sight.
 fn before_pivot(request: &CreateRequest<'_>, link: &End) -> Result<(), Failure> {
     let plan = request.plan;
     let hooks = &plan.hooks;
-    if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty() && plan.net_devices.is_empty())
-        || plan.intel_rdt.is_some()
-    {
+    if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty()) {
         link.ask(&FromChild::BeforePivot)?;
     }
     if hooks.create_container.is_empty() {

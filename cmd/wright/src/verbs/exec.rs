@@ -19,7 +19,8 @@ use crate::container::{Container, write_whole};
 use crate::foreground::{Signals, supervise};
 use crate::globals::Globals;
 use crate::launch::{
-    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_console, preserved_fds, seccomp_program,
+    CONSOLE_SOCKET, Filtered, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_console, pass_listener,
+    preserved_fds, seccomp_program,
 };
 use crate::sealed;
 use crate::terminal::{Relay, connect, send_fd};
@@ -96,7 +97,10 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         personality: plan.personality,
         memory_policy: plan.memory_policy.as_ref(),
     })?;
-    let told = tell(parsed, made.pid, &made.pidfd, made.console, socket);
+    let filtered =
+        Filtered { program: program.as_ref(), listener: made.seccomp_notify.as_ref(), pid: made.pid };
+    let told = pass_listener(&filtered, &container.record, Status::Running)
+        .and_then(|()| tell(parsed, made.pid, &made.pidfd, made.console, socket));
     let attended = told.and_then(|console| match &signals {
         Some(signals) => {
             let relay = console.map(Relay::start).transpose()?;
