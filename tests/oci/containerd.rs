@@ -108,7 +108,8 @@ fn ctr_runs_execs_and_ends_containers() -> Outcome {
     containerd.ctr(&["tasks", "resume", &bundle.id])?.ok()?;
     assert!(containerd.ctr(&["tasks", "ps", &bundle.id])?.ok()?.contains("PID"));
     containerd.ctr(&["tasks", "kill", "--signal", "KILL", &bundle.id])?.ok()?;
-    let _ = containerd.ctr(&["tasks", "delete", &bundle.id])?;
+    // Without force it is refused until the exit has been noticed; with it, that is waited for. Its status is the task's.
+    let _ = containerd.ctr(&["tasks", "delete", "--force", &bundle.id])?;
     containerd.ctr(&["containers", "delete", &bundle.id])?.ok()?;
     Ok(())
 }
