@@ -7,9 +7,10 @@ use std::path::Path;
 
 use oci_spec::runtime::Arch;
 use runtime::cgroup::{Controller, Hierarchies, Mode};
+use runtime::lsm;
 
 use crate::error::Error;
-use crate::translate::{Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
+use crate::translate::{self, Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
 
 /// What translation has to know of the host.
 pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
@@ -24,8 +25,8 @@ pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
             BTreeSet::new()
         },
         swap_accounting: swap_accounting(hierarchies),
-        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-            .is_ok_and(|enabled| enabled.starts_with('Y')),
+        apparmor: lsm::apparmor_enabled(),
+        apparmor_default: lsm::apparmor_profile_loaded(translate::APPARMOR_PROFILE) == Some(true),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_readonly: kernel() >= (5, 12),
         capabilities: capabilities::from_mask(effective_capabilities(&status)),

@@ -53,6 +53,8 @@ impl HostSnapshot {
         for part in ["state", "run"] {
             list_files(&node.path().join(part), node.path(), &mut files)?;
         }
+        // What is remembered of images (their sizes, found out beside the requests) is no pod's.
+        files.retain(|file| !file.starts_with("state/images/"));
         Ok(Self {
             mounts,
             cgroups: cgroups(node.unique())

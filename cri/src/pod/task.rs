@@ -226,6 +226,10 @@ impl PodTask {
                 self.view.ready = false;
                 self.view.pause = None;
                 self.publish();
+                if !self.stopping {
+                    let id = self.view.record.id.clone();
+                    self.announce(&id, ContainerEventType::ContainerStoppedEvent);
+                }
             }
             Notice::Event(Event::Oom { container }) => {
                 tracing::warn!(container = %short(&container), "the kernel killed a process of it for memory");

@@ -147,6 +147,8 @@ pub struct HostFacts {
     pub swap_accounting: bool,
     /// Whether AppArmor is on.
     pub apparmor: bool,
+    /// Whether the runtime's default AppArmor profile is loaded.
+    pub apparmor_default: bool,
     /// Whether SELinux is on.
     pub selinux: bool,
     /// Whether read-only can be made recursive: `mount_setattr(2)`, Linux 5.12.
@@ -170,6 +172,7 @@ impl Default for HostFacts {
             hugepage_sizes: BTreeSet::new(),
             swap_accounting: true,
             apparmor: false,
+            apparmor_default: false,
             selinux: false,
             recursive_readonly: true,
             capabilities: capabilities::ALL.iter().copied().collect(),

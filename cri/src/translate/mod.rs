@@ -42,7 +42,9 @@ pub use inputs::{
 };
 pub use mounts::{MountRequest, Propagation, RequestedSource};
 pub use namespaces::{ContainerPid, IdRange, PodNamespaces, PodPid, Shared, Userns};
-pub use pod::{CgroupDriver, CgroupParent, Defaults, Dns, Pod, PodMetadata, PodSecurity, PortMapping};
+pub use pod::{
+    APPARMOR_PROFILE, CgroupDriver, CgroupParent, Defaults, Dns, Pod, PodMetadata, PodSecurity, PortMapping,
+};
 pub use resources::{Resources, resources};
 pub use security::{AppArmor, MASKED_PATHS, READONLY_PATHS, SeLinux, Seccomp};
 pub use signals::StopSignal;

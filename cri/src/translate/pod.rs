@@ -13,6 +13,9 @@ use crate::check;
 use crate::error::Error;
 use crate::v1;
 
+/// The name of the runtime's default AppArmor profile.
+pub const APPARMOR_PROFILE: &str = "podwright-default";
+
 /// What the node's configuration decides for every pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
@@ -44,7 +47,7 @@ impl Default for Defaults {
             unprivileged_ports: true,
             unprivileged_icmp: true,
             pids_limit: None,
-            apparmor_profile: "podwright-default".to_owned(),
+            apparmor_profile: APPARMOR_PROFILE.to_owned(),
             passed_annotations: Vec::new(),
         }
     }

@@ -225,16 +225,24 @@ pub(super) fn apparmor(inputs: &ContainerInputs<'_>) -> Result<Option<String>, E
     if security.privileged {
         return Ok(None);
     }
-    let default = || inputs.defaults.apparmor_profile.clone();
-    match (&security.apparmor, inputs.host.apparmor) {
-        (AppArmor::Unconfined, _) | (AppArmor::Unset, false) => Ok(None),
-        (AppArmor::Unset | AppArmor::RuntimeDefault, true) => Ok(Some(default())),
-        (AppArmor::Localhost(name), true) => Ok(Some(name.clone())),
-        (AppArmor::RuntimeDefault | AppArmor::Localhost(_), false) => Err(Error::FailedPrecondition {
-            what: "container",
-            id: inputs.container.metadata.name.clone(),
-            reason: "asks for an AppArmor profile, but AppArmor is off on this node".to_owned(),
-        }),
+    let default = inputs.defaults.apparmor_profile.clone();
+    let refused = |reason: String| Error::FailedPrecondition {
+        what: "container",
+        id: inputs.container.metadata.name.clone(),
+        reason,
+    };
+    match &security.apparmor {
+        AppArmor::Unconfined => Ok(None),
+        // Who asks for nothing is not refused for what the node lacks.
+        AppArmor::Unset => Ok(inputs.host.apparmor_default.then_some(default)),
+        AppArmor::RuntimeDefault | AppArmor::Localhost(_) if !inputs.host.apparmor => {
+            Err(refused("asks for an AppArmor profile, but AppArmor is off on this node".to_owned()))
+        }
+        AppArmor::RuntimeDefault if !inputs.host.apparmor_default => Err(refused(format!(
+            "asks for the default AppArmor profile, but {default} is not loaded on this node"
+        ))),
+        AppArmor::RuntimeDefault => Ok(Some(default)),
+        AppArmor::Localhost(name) => Ok(Some(name.clone())),
     }
 }
 
