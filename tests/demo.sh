@@ -22,7 +22,16 @@ trap finish EXIT
 bold=; plain=
 [ ! -t 1 ] || { bold=$'\e[1m'; plain=$'\e[0m'; }
 say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
+# run COMMAND...: shows the command as one would type it, then runs it.
+run() {
+    local word line=
+    for word; do
+        case $word in *[!A-Za-z0-9_./:=+-]*) word="'$word'" ;; esac
+        line="$line $word"
+    done
+    printf '%s$%s%s\n' "$bold" "$line" "$plain"
+    "$@"
+}
 
 say "A root filesystem is a directory. Here is one, made of busybox:"
 root=$demo/roots/busybox
@@ -62,8 +71,9 @@ mkdir "$demo/volume"
 run podwright run --detach --name clock --memory 64m --cpus 0.5 -e WHO=podwright -v "$demo/volume:/data" busybox \
     sh -c 'n=0; while true; do n=$((n+1)); echo "tick $n for $WHO" | tee -a /data/ticks; sleep 0.2; done'
 run podwright ps
-run podwright exec clock sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; wc -l </data/ticks'
-run podwright logs --tail 3 clock
+run podwright exec clock sh -c 'cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; true'
+printf '%s$ podwright logs --follow clock | head -n 4%s\n' "$bold" "$plain"
+podwright logs --follow clock | head -n 4
 
 say "The daemon is killed (kill -9). The pod does not notice, and the next daemon finds it"
 kill -9 "$daemon"
@@ -72,7 +82,8 @@ podwrightd --config "$demo/config.toml" >>"$demo/podwrightd.log" 2>&1 &
 daemon=$!
 podwright version --wait 20 >/dev/null
 run podwright ps
-run podwright logs --tail 2 clock
+printf '%s$ podwright logs --follow clock | tail -n +5 | head -n 4%s\n' "$bold" "$plain"
+podwright logs --follow clock | tail -n +5 | head -n 4
 
 say "Gone"
 run podwright stop --time 1 clock
