@@ -54,7 +54,7 @@ truncate -s 3G "$work/disk"
 mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=1,nodiscard -m 0 -d "$image" "$work/disk"
 rm -rf "$image"
 status=0
-timeout -k 5 "${PODWRIGHT_VM_TIMEOUT:-1500}" qemu-system-x86_64 -M q35,usb=off,hpet=on -accel tcg,thread=multi,tb-size=512 \
+timeout --foreground -k 5 "${PODWRIGHT_VM_TIMEOUT:-1500}" qemu-system-x86_64 -M q35,usb=off,hpet=on -accel tcg,thread=multi,tb-size=512 \
     -cpu max,la57=off -m 2048 -smp 2 -no-reboot -nodefaults -no-user-config -display none -serial stdio \
     -kernel "$cache/vmlinuz" -initrd "$cache/initrd.cpio" \
     -drive "file=$work/disk,if=none,id=d0,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
