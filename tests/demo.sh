@@ -82,8 +82,8 @@ podwrightd --config "$demo/config.toml" >>"$demo/podwrightd.log" 2>&1 &
 daemon=$!
 podwright version --wait 20 >/dev/null
 run podwright ps
-printf '%s$ podwright logs --follow clock | tail -n +5 | head -n 4%s\n' "$bold" "$plain"
-podwright logs --follow clock | tail -n +5 | head -n 4
+printf '%s$ podwright logs --follow clock | head -n 8%s\n' "$bold" "$plain"
+podwright logs --follow clock | head -n 8
 
 say "Gone"
 run podwright stop --time 1 clock

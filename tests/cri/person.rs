@@ -156,6 +156,25 @@ fn errors_are_one_line_and_leave_nothing() -> Outcome {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_error() -> Outcome {
+    let node = Node::start()?;
+    for arguments in [
+        &["run", "--rm", "busybox", "seq", "1", "100000"][..],
+        &["rootfs", "ls"],
+        &["--json", "rootfs", "ls"],
+    ] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output =
+            command(&node, arguments)?.stdout(writer).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(node.client()?.pods()?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn root_filesystems_are_listed_shown_and_named() -> Outcome {
     let node = Node::start()?;
     let table = podwright(&node, &["rootfs", "ls"])?.ok()?;

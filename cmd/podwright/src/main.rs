@@ -85,6 +85,7 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match Box::pin(dispatch(arguments)).await {
         Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&format!("podwright: {}", client::one_line(&error)));
             // As docker and podman: 125 tells that this program failed, not the command it was to run.

@@ -1,7 +1,7 @@
 //! What is printed: aligned tables, JSON, one-line errors. Colours only on a terminal.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where a command line prints")]
+#![allow(clippy::print_stderr, reason = "this is where a command line prints")]
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,14 +43,25 @@ impl Columns {
     /// Prints it.
     pub(crate) fn print(self) {
         for text in self.0.lines() {
-            println!("{}", text.trim_end());
+            line(text.trim_end());
         }
     }
 }
 
-/// Prints a line.
+/// Prints a line. A reader that has gone away (`podwright ps | head -1`) ends this program without a word.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    if writeln!(std::io::stdout().lock(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// True where standard output's reader has gone away, and not the daemon.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    };
+    error.chain().any(pipe)
+        && !error.chain().any(|cause| cause.is::<tonic::Status>() || cause.is::<tonic::transport::Error>())
 }
 
 /// Prints an error line, red on a terminal.
@@ -64,7 +75,7 @@ pub(crate) fn error(text: &str) {
 
 /// Prints a value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    line(&serde_json::to_string_pretty(value)?);
     Ok(ExitCode::SUCCESS)
 }
 
