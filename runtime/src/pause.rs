@@ -104,6 +104,7 @@ fn run(
 ) -> Result<Infallible, Failure> {
     sys::reset_signals();
     sys::ignore_children();
+    let _ = rustix::thread::set_name(c"podwright-pause");
     if request.user_namespace.is_some() {
         link.ask(&FromChild::Map)?;
         namespaces::become_root()?;

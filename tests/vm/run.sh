@@ -59,7 +59,7 @@ timeout --foreground -k 5 "${PODWRIGHT_VM_TIMEOUT:-1500}" qemu-system-x86_64 -M 
     -kernel "$cache/vmlinuz" -initrd "$cache/initrd.cpio" \
     -drive "file=$work/disk,if=none,id=d0,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
     -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on cgroup_no_v1=all psi=1 apparmor=1 lsm=landlock,yama,apparmor,bpf audit=0" \
-    </dev/null | tr -d '\r' | tee "$work/console" || status=$?
+    </dev/null | stdbuf -o0 tr -d '\r' | tee "$work/console" || status=$?
 sed -n 's/^VM-\(SKIP .*\)/\1 (in the virtual machine)/p' "$work/console" >>"${PODWRIGHT_TEST_SKIPS:-/dev/null}"
 ended=$(sed -n 's/^VM: done, status \([0-9]*\).*/\1/p' "$work/console")
 if [ -z "$ended" ]; then

@@ -112,6 +112,8 @@ impl Options {
 pub fn run(options: &Options) -> Result<(), Failure> {
     // Fails only if it is set already, by a test in this process.
     let _ = tracing::subscriber::set_global_default(Logger::new(options.log_level, &options.pod));
+    // Executed from a memfd it would be called by that descriptor's number in ps(1).
+    let _ = rustix::thread::set_name(c"podwright-monit");
     // EPERM: it leads a group already, as when started from a shell; then it has been set apart well enough.
     let _ = rustix::process::setsid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
