@@ -46,7 +46,7 @@ for program in podwright podwrightd podwright-monitor wright; do
 done
 for program in $programs; do
     executable=$(cargo test --quiet -p podwright-tests --test "$program" --no-run --message-format=json |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+        grep -F '"kind":["test"]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     strip -o "$image/job/tests/$program" "$executable"
 done
 
