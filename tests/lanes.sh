@@ -43,7 +43,7 @@ lane() {
 
 for name; do
     case $name in
-    unit) lane unit cargo test --quiet --workspace --exclude podwright-tests --lib --bins --tests ;;
+    unit) lane unit cargo test --quiet --no-fail-fast --workspace --exclude podwright-tests --lib --bins --tests ;;
     oci | cri | survival)
         # shellcheck disable=SC2086  # words are meant
         lane "$name" cargo test --quiet -p podwright-tests --test "$name" -- ${LANE_ARGS:-} ;;

@@ -14,13 +14,14 @@ pub(crate) enum Durability {
     PowerLoss,
 }
 
-/// Replaces `path` by `bytes`, mode 0600. The temporary name is `.<name>.tmp` beside it; one writer at a time.
+/// Replaces `path` by `bytes`, mode 0600. The temporary name beside it is the writing thread's own, so that of several writers one
+/// wins whole: sizes are found out, and written down, beside the requests.
 pub(crate) fn write(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let parent = path.parent().ok_or_else(invalid)?;
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or_else(invalid)?);
-    name.push(".tmp");
+    name.push(format!(".{}-{:?}.tmp", std::process::id(), std::thread::current().id()));
     let temporary = parent.join(name);
     let written = write_new(&temporary, bytes, durability).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
