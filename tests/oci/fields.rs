@@ -11,8 +11,11 @@ fn inside(script: &str, change: impl FnOnce(&mut Value)) -> anyhow::Result<Strin
     bundle.wright(&["run", &bundle.id])?.ok()
 }
 
+/// Adds a namespace unless the spec has one of its type: `wright spec` gives a cgroup namespace where there is only version 2.
 fn add_namespace(spec: &mut Value, namespace: Value) {
-    if let Some(Value::Array(namespaces)) = spec.pointer_mut("/linux/namespaces") {
+    if let Some(Value::Array(namespaces)) = spec.pointer_mut("/linux/namespaces")
+        && !namespaces.iter().any(|other| other["type"] == namespace["type"])
+    {
         namespaces.push(namespace);
     }
 }

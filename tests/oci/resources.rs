@@ -106,6 +106,20 @@ fn ps_shows_only_the_containers_processes() -> Outcome {
     assert!(table.lines().next().is_some_and(|head| head.contains("PID")), "{table}");
     assert!(table.contains("31415926"), "{table}");
     assert!(table.lines().count() <= 3, "{table}");
+    Ok(())
+}
+
+#[test]
+fn ps_hands_its_options_to_the_hosts_ps() -> Outcome {
+    if !std::process::Command::new("ps").args(["-e", "-x"]).output()?.status.success() {
+        skip::skip(
+            "oci::resources::ps_hands_its_options_to_the_hosts_ps",
+            "the host's ps does not know -x: it is busybox's",
+        );
+        return Ok(());
+    }
+    let bundle = Bundle::new(FOREVER)?;
+    start(&bundle)?;
     let table = bundle.wright(&["ps", &bundle.id, "-e", "-x"])?;
     assert_eq!(table.code, 0, "{table:?}");
     Ok(())
