@@ -164,7 +164,8 @@ fn an_exec_may_go_to_a_cgroup_below() -> Outcome {
         made.push(below);
     }
     let ran = bundle.wright(&["exec", "--cgroup", "below", &bundle.id, "cat", "/proc/self/cgroup"])?.ok()?;
-    let ours: Vec<_> = ran.lines().filter(|line| line.contains(&bundle.id)).collect();
+    // With version 2 alone there is a cgroup namespace, and its one line does not name the container.
+    let ours: Vec<_> = ran.lines().filter(|line| snapshot::unified() || line.contains(&bundle.id)).collect();
     assert!(!ours.is_empty() && ours.iter().all(|line| line.ends_with("/below")), "{ran}");
     if !snapshot::unified() {
         let ran = bundle
