@@ -66,11 +66,11 @@ fn run(_: &Globals, _: &Parsed) -> Result<u8> {
                 "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]
             },
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": true}
+            "netDevices": {"enabled": false}
         },
         "annotations": {
             "io.github.podwright.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.runc.checkpoint.enabled": "true"
+            "org.opencontainers.runc.checkpoint.enabled": "false"
         },
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "org.criu.config"]
     });
