@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 /// (`target/<triple>/<profile>/deps/../name`).
 pub fn find(name: &str) -> Result<PathBuf> {
     let directory = if let Some(directory) = std::env::var_os("PODWRIGHT_BIN_DIR") {
-        PathBuf::from(directory)
+        // Callers start programs with other working directories.
+        std::path::absolute(directory)?
     } else {
         let mut path = std::env::current_exe()?;
         path.pop();
