@@ -1,6 +1,6 @@
 //! The host is as it was, however many pods came and went.
 
-use podwright_tests::{HostSnapshot, Node, Outcome, PodBuilder};
+use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process};
 
 /// How many pods: a hundred, a tenth of it where everything takes ten times as long.
 fn count() -> usize {
@@ -88,4 +88,49 @@ fn ten_thousand_cheap_calls_leave_the_daemon_flat() -> Outcome {
     let grown = memory()?.saturating_sub(memory_before);
     assert!(grown < 2048, "grown by {grown} KiB");
     Ok(())
+}
+
+/// Memory that is resident, in KiB, threads and descriptors of a process.
+fn weight(pid: u32) -> anyhow::Result<(u64, usize, usize)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map(Iterator::count);
+    Ok((line.trim().trim_end_matches(" kB").parse()?, count("task")?, count("fd")?))
+}
+
+#[test]
+fn thousands_of_execs_leave_daemon_and_monitor_flat() -> Outcome {
+    // CVE-2022-31030, CVE-2025-64329: memory, threads and descriptors that each exec leaves a little of.
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "execs").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).start()?;
+    let exec = |times: usize| -> Outcome {
+        for number in 0..times {
+            // Most end well; some fail, and some leave a child that holds their output.
+            let command: &[&str] = match number % 10 {
+                0 => &["/no/such/program"],
+                1 => &["sh", "-c", "sleep 0.1 & exit 3"],
+                _ => &["true"],
+            };
+            let _ = pod.client.exec_in(&container.id, command, 10);
+        }
+        Ok(())
+    };
+    let (daemon, monitor) = (node.daemon_pid()?, node.monitor_of(&pod.id)?);
+    exec(count())?;
+    let (host, of_daemon, of_monitor) = (HostSnapshot::take(&node)?, weight(daemon)?, weight(monitor)?);
+    exec(count() * 20)?;
+    for child in node.pod_processes()?.into_iter().filter(|process| process.command == "sleep 0.1") {
+        process::wait_gone(child.pid, Deadline::in_seconds(20))?;
+    }
+    let (now_daemon, now_monitor) = (weight(daemon)?, weight(monitor)?);
+    assert!(now_monitor.0 <= of_monitor.0 + 128, "the monitor grew: {of_monitor:?}, {now_monitor:?}");
+    assert_eq!(
+        (of_monitor.1, of_monitor.2),
+        (now_monitor.1, now_monitor.2),
+        "threads and descriptors of the monitor"
+    );
+    assert!(now_daemon.0 <= of_daemon.0 + 2048, "the daemon grew: {of_daemon:?}, {now_daemon:?}");
+    assert!(now_daemon.1 <= of_daemon.1 + 2, "threads of the daemon: {of_daemon:?}, {now_daemon:?}");
+    host.assert_same(&HostSnapshot::take(&node)?)
 }

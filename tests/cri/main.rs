@@ -5,6 +5,7 @@ mod containers;
 mod daemon;
 mod events;
 mod exec;
+mod hostile;
 mod images;
 mod isolation;
 mod leaks;

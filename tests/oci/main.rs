@@ -8,6 +8,7 @@ mod hooks;
 mod hostile;
 mod life;
 mod podman;
+mod privilege;
 mod resources;
 mod terminal;
 

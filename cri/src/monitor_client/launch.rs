@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -158,17 +158,18 @@ fn seal(file: &mut File) -> io::Result<OwnedFd> {
     Ok(memfd)
 }
 
-/// The socket of a monitor in its pod's directory, listening.
+/// The socket of a monitor in its pod's directory, listening: of mode 0600 before anybody can connect.
 pub(super) fn listen(run_dir: &Path) -> Result<OwnedFd, Errno> {
     let directory = open_dir(run_dir)?;
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(socket_path(&directory))?)?;
+    rustix::fs::chmodat(&directory, "monitor.sock", Mode::from_raw_mode(0o600), AtFlags::empty())?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
-/// A pod's directory as the start of a path. It is 0700, and so nobody else reaches what is in it.
+/// A pod's directory as the start of a path. It is 0700, so nobody else reaches what is in it, whatever its mode.
 pub(super) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }

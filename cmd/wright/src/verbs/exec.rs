@@ -141,17 +141,29 @@ fn tell(
 
 /// The process to make: of --process, or the container's own with what the flags change.
 fn process(globals: &Globals, parsed: &Parsed, loaded: &Loaded) -> Result<Process> {
-    let (process, raw, warnings) = if let Some(path) = parsed.path("process") {
-        spec::load_process(&path)?
-    } else {
-        let own = loaded.raw.get("process").cloned().unwrap_or_else(|| json!({}));
-        let changed = from_flags(parsed, own)?;
-        spec::parse_process(&serde_json::to_vec(&changed)?)?
+    let own = loaded.raw.get("process").cloned().unwrap_or_else(|| json!({}));
+    let wanted = match parsed.path("process") {
+        Some(path) => confined(spec::load_process(&path)?.1, &own),
+        None => from_flags(parsed, own)?,
     };
+    let (process, raw, warnings) = spec::parse_process(&serde_json::to_vec(&wanted)?)?;
     for warning in &warnings {
         globals.log.warn(warning);
     }
     Ok(Process::from_spec(&process, &raw)?)
+}
+
+/// What a process.json leaves out of its confinement is the container's own, as in runc: a process that is added later is
+/// not freer than the first unless somebody says so.
+fn confined(mut process: Value, own: &Value) -> Value {
+    for key in ["rlimits", "oomScoreAdj", "noNewPrivileges", "apparmorProfile", "selinuxLabel"] {
+        if process.get(key).is_none_or(Value::is_null)
+            && let Some(value) = own.get(key)
+        {
+            process[key] = value.clone();
+        }
+    }
+    process
 }
 
 /// The container's own process, changed by the flags. Checking is the plan's part, so every rule holds here too.
@@ -280,6 +292,16 @@ mod tests {
             "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]}
         });
         assert_eq!(changed(&words).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_a_process_leaves_out_is_the_containers() {
+        let own = json!({"oomScoreAdj": 5, "noNewPrivileges": true, "user": {"uid": 9}, "rlimits": [1]});
+        let changed = confined(json!({"args": ["a"], "noNewPrivileges": false, "rlimits": null}), &own);
+        assert_eq!(
+            changed,
+            json!({"args": ["a"], "noNewPrivileges": false, "rlimits": [1], "oomScoreAdj": 5})
+        );
     }
 
     #[test]
