@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use podwright_tests::deadline::rounds;
 use podwright_tests::{BusyboxRoot, Deadline, HostSnapshot, Node, Outcome, PodBuilder, snapshot, v1};
 use rustix::fs::{CWD, Mode, OFlags, SealFlags, fcntl_get_seals, mkfifoat};
 use rustix::net::{
@@ -52,7 +53,9 @@ fn spring(names: &[&str], tty: bool) -> Outcome {
     pod.command(&["true"]).create()?.remove()?;
     let before = HostSnapshot::take(&node)?;
     for name in names {
-        for trap in [Trap::Out, Trap::Climbing, Trap::Dangling, Trap::File, Trap::Fifo] {
+        // The last two are tried everywhere, all of them where time allows.
+        let traps = [Trap::Out, Trap::Dangling, Trap::File, Trap::Climbing, Trap::Fifo];
+        for trap in traps.into_iter().skip(rounds(0, 3)) {
             let what = format!("{name} as {trap:?}");
             let root = BusyboxRoot::bare(&node.roots(), "hostile")?;
             lay(&root.path.join(name), trap, &outside)?;

@@ -1,5 +1,6 @@
 //! The host is as it was, however many pods came and went.
 
+use podwright_tests::deadline::rounds;
 use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process};
 
 /// How many pods: a hundred, a tenth of it where everything takes ten times as long.
@@ -119,7 +120,7 @@ fn thousands_of_execs_leave_daemon_and_monitor_flat() -> Outcome {
     let (daemon, monitor) = (node.daemon_pid()?, node.monitor_of(&pod.id)?);
     exec(count())?;
     let (host, of_daemon, of_monitor) = (HostSnapshot::take(&node)?, weight(daemon)?, weight(monitor)?);
-    exec(count() * 20)?;
+    exec(count() * rounds(20, 6))?;
     for child in node.pod_processes()?.into_iter().filter(|process| process.command == "sleep 0.1") {
         process::wait_gone(child.pid, Deadline::in_seconds(20))?;
     }

@@ -44,3 +44,9 @@ impl Deadline {
         }
     }
 }
+
+/// How often to try something: `many` times, or `few` where everything takes ten times as long.
+#[must_use]
+pub fn rounds(many: usize, few: usize) -> usize {
+    if slowness() > 1 { few } else { many }
+}
