@@ -39,12 +39,11 @@ pub async fn create(daemon: &Arc<Daemon>, request: CreateContainerRequest) -> Re
     let pod = daemon.store.pod(crate::sandbox::required_id(&request.pod_sandbox_id)?)?;
     let config = request.config.ok_or_else(|| Error::invalid("config", "must be given"))?;
     let container = Checked::parse(config.clone(), &pod.view().pod)?;
-    let span = tracing::Span::current();
-    span.record("name", container.metadata.to_string());
+    tracing::Span::current().record("name", container.metadata.to_string());
     let name = Name::Container(pod.id().to_owned(), container.metadata.clone());
     let make = || async move {
         let id = ids::random()?;
-        pod.create_container(NewContainer { id: id.clone(), config, container, span }).await?;
+        pod.create_container(NewContainer { id: id.clone(), config, container }).await?;
         Ok(id)
     };
     daemon.store.once(name, make).await

@@ -66,9 +66,8 @@ fn a_rotation_loses_nothing() -> Outcome {
     let node = Node::start()?;
     let pod = PodBuilder::new(&node, "rotate").run(&node)?;
     // It writes until it is told to end, so that every rotation falls into its writing.
-    let container = pod
-        .sh("trap 'echo last; exit 0' TERM; n=0; while :; do n=$((n+1)); echo line $n; done")
-        .create()?;
+    let container =
+        pod.sh("trap 'echo last; exit 0' TERM; n=0; while :; do n=$((n+1)); echo line $n; done").create()?;
     container.start()?;
     let mut files = Vec::new();
     for number in 0..ROTATIONS {

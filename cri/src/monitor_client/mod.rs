@@ -29,6 +29,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tracing::{Instrument as _, Span};
+
+use crate::ids;
 
 pub use launch::{LaunchError, Launched, Program};
 pub use process::Process;
@@ -38,6 +41,9 @@ const MAX_IN_FLIGHT: usize = 64;
 
 /// Events not yet taken by the pod's task; the reader waits when it is full, and so, in the end, does the monitor.
 const EVENT_QUEUE: usize = 256;
+
+/// The length of a trace, in hexadecimal digits.
+const TRACE_DIGITS: usize = 16;
 
 /// The versions of the protocol that this daemon speaks.
 const PROTOCOLS: [u32; 1] = [PROTOCOL];
@@ -169,10 +175,16 @@ fn dial(run_dir: &Path) -> Result<OwnedFd, Errno> {
 impl MonitorClient {
     /// Asks and waits for the answer. `fds` travel with the request.
     pub async fn request(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Reply, ClientError> {
+        let span = tracing::debug_span!("monitor_request", trace = tracing::field::Empty);
+        let trace = new_trace(&span);
+        self.exchange(op, fds, trace).instrument(span).await
+    }
+
+    async fn exchange(&self, op: Op, fds: Vec<OwnedFd>, trace: Option<String>) -> Result<Reply, ClientError> {
         let inner = &self.inner;
         let _slot = inner.slots.acquire().await.map_err(|_| ClientError::Gone)?;
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let request = Request { id, trace: trace_id(), op };
+        let request = Request { id, trace, op };
         let bytes = wire::encode(&request).map_err(ClientError::Send)?;
         let (sender, answer) = oneshot::channel();
         if !inner.with_waiting(|waiting| {
@@ -314,9 +326,16 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// The id of the RPC's span, so that the monitor's log lines can be told by it.
-fn trace_id() -> Option<String> {
-    tracing::Span::current().id().map(|id| format!("{:x}", id.into_u64()))
+/// A new name for a request, which the lines of its span here and those of the monitor both carry: that is how a step in the
+/// monitor is found from its RPC, and the RPC from the step. None where nobody listens to the span.
+fn new_trace(span: &Span) -> Option<String> {
+    if span.is_disabled() {
+        return None;
+    }
+    let mut trace = ids::random().ok()?;
+    trace.truncate(TRACE_DIGITS);
+    span.record("trace", &trace);
+    Some(trace)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime::monitor::protocol::{CreateFd, CreateRequest, Op, Reply};
-use tracing::{Span, debug_span};
+use tracing::debug_span;
 
 use super::prepare::{Prepared, prepare};
 use super::task::short;
@@ -25,8 +25,6 @@ pub struct NewContainer {
     pub config: ContainerConfig,
     /// The request, checked.
     pub container: Container,
-    /// The span of the call.
-    pub span: Span,
 }
 
 impl PodTask {

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 pub use create::NewContainer;
 pub use run::{NewPod, run};
@@ -51,8 +52,15 @@ const COMMAND_QUEUE: usize = 32;
 #[derive(Debug, Clone)]
 pub struct PodHandle {
     id: Arc<str>,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Asked>,
     view: watch::Receiver<Arc<PodView>>,
+}
+
+/// A command, and the span of the call that asked, in which it is carried out.
+#[derive(Debug)]
+struct Asked {
+    command: Command,
+    span: Span,
 }
 
 /// How a command is answered.
@@ -135,7 +143,8 @@ impl PodHandle {
     async fn ask(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), Error> {
         let gone = || Error::NotFound { what: "pod sandbox", id: self.id.to_string() };
         let (answer, answered) = oneshot::channel();
-        self.commands.send(command(answer)).await.map_err(|_| gone())?;
+        let asked = Asked { command: command(answer), span: Span::current() };
+        self.commands.send(asked).await.map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
-use super::{COMMAND_QUEUE, Command, ContainerState, ContainerView, Directories, PodHandle, PodView};
+use super::{Asked, COMMAND_QUEUE, Command, ContainerState, ContainerView, Directories, PodHandle, PodView};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice, Process};
@@ -29,7 +29,7 @@ pub struct PodTask {
     /// The state. What others see is the last that was published.
     pub(super) view: PodView,
     published: watch::Sender<Arc<PodView>>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
     /// None: there is no monitor to hear of.
     pub(super) notices: Option<mpsc::Receiver<Notice>>,
     /// The connection has ended without our asking; dealt with before the next command.
@@ -88,7 +88,7 @@ impl PodTask {
                 notice = next(&mut self.notices) => self.take(notice),
                 connected = answer(&mut self.connecting) => self.connected(connected).await,
                 command = self.commands.recv() => match command {
-                    Some(command) => self.execute(command).await,
+                    Some(Asked { command, span }) => self.execute(command).instrument(span).await,
                     // The daemon is ending; the pod goes on without it.
                     None => break,
                 },
@@ -167,8 +167,7 @@ impl PodTask {
         // Whoever asked may have left: what was asked for is done all the same.
         match command {
             Command::Create(new, answer) => {
-                let span = new.span.clone();
-                let _ = answer.send(self.create_container(*new).instrument(span).await);
+                let _ = answer.send(self.create_container(*new).await);
             }
             Command::Start { container, answer } => {
                 let _ = answer.send(self.start_container(&container).await);

@@ -38,7 +38,7 @@ pub const MAX_MESSAGE_FDS: usize = 5;
 pub struct Request {
     /// Chosen by the daemon, unique on its connection; the reply carries it.
     pub id: u64,
-    /// The tracing span of the RPC that asked, so that the monitor's log lines name it.
+    /// What the daemon's log calls this request: the monitor's log lines name it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
     /// What is asked.
