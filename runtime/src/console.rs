@@ -4,10 +4,11 @@
 //! What is at /dev/pts was the image's or the spec's choice, and by now also the container's. Nothing is opened before it is proven to be
 //! what it has to be, and the peer is opened by its master's descriptor, not by a name.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::termios::{OptionalActions, OutputModes, tcgetattr, tcsetattr};
 
 use crate::sys;
 use crate::{Failure, Step};
@@ -22,6 +23,19 @@ pub(crate) struct Pty {
     pub(crate) master: OwnedFd,
     /// The process's end, which becomes its controlling terminal.
     pub(crate) peer: OwnedFd,
+}
+
+/// Whether a terminal's lines end in CR LF, which is what a new one does.
+pub(crate) fn end_lines(master: BorrowedFd<'_>, crlf: bool) -> Result<(), Failure> {
+    if crlf {
+        return Ok(());
+    }
+    tcgetattr(master)
+        .and_then(|mut settings| {
+            settings.output_modes.remove(OutputModes::ONLCR);
+            tcsetattr(master, OptionalActions::Now, &settings)
+        })
+        .map_err(|errno| Failure::os(Step::Console, errno).with_message("set the terminal's line ends"))
 }
 
 /// Allocates one from /dev/pts of the caller's root.

@@ -70,7 +70,10 @@ pub enum Stdio {
         stderr: OwnedFd,
     },
     /// A new pseudo-terminal of the container's own devpts.
-    Pty,
+    Pty {
+        /// Lines end in CR LF, as terminals have it. False: as they were written, for whoever relays them to a terminal that does the same.
+        crlf: bool,
+    },
 }
 
 impl Stdio {
@@ -84,7 +87,7 @@ impl Stdio {
             (Self::Fds { stdin, stdout, stderr }, None) => {
                 Streams::Fds([copy(stdin)?, copy(stdout)?, copy(stderr)?])
             }
-            (Self::Inherit | Self::Pty, None) => Streams::Inherit,
+            (Self::Inherit | Self::Pty { .. }, None) => Streams::Inherit,
         })
     }
 }
@@ -113,12 +116,6 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     let route = Route::open(&plan.namespaces)?;
     if let Some(process) = &plan.process {
         lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
-    }
-    if !plan.net_devices.is_empty() {
-        return Err(Failure::because(
-            Step::Network,
-            "linux.netDevices: moving network devices is not supported",
-        ));
     }
     if plan.intel_rdt.is_some() {
         return Err(Failure::because(Step::Config, "linux.intelRdt: Intel RDT is not supported"));
@@ -168,6 +165,7 @@ fn clone_init(request: &CreateRequest<'_>, route: &Route, cgroup: &mut Cgroup) -
         rlimits: plan.process.as_ref().map_or(&[], |process| &process.rlimits),
         oom_score_adj: plan.process.as_ref().and_then(|process| process.oom_score_adj),
         maps: (&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
+        net_devices: &plan.net_devices,
         before_pivot: &before_pivot,
     };
     spawn(parent, |link, cgroup| match cgroup {

@@ -15,7 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::console::{self, Pty};
 use crate::container::Stdio;
 use crate::handshake::{End, FromChild};
-use crate::launch::{self, Launch, Program};
+use crate::launch::{self, Affinity, Launch, Program};
 use crate::namespaces::{self, Route};
 use crate::plan::{MemoryPolicy, NamespaceKind, Process};
 use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
@@ -77,11 +77,17 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         rlimits: &process.rlimits,
         oom_score_adj: process.oom_score_adj,
         maps: (&[], &[]),
+        net_devices: &[],
         before_pivot: &|_| Ok(()),
     };
     let target = Target { pidfd: init_pidfd, namespaces: differing & !pid_namespace };
     let launch = Launch {
         process,
+        affinity: match (&process.cpu_affinity_initial, &process.cpu_affinity_final) {
+            (_, Some(list)) => Affinity::List(list),
+            (Some(_), None) => Affinity::Kept,
+            (None, None) => Affinity::Cgroup,
+        },
         personality: request.personality,
         memory_policy: request.memory_policy,
         seccomp,
@@ -174,7 +180,11 @@ fn prepare(
     rustix::process::setsid().map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;
     process::session_keyring(launch.process.selinux_label.as_deref())?;
     let (master, peer) = match stdio {
-        Stdio::Pty => console::allocate().map(|Pty { master, peer }| (Some(master), Some(peer)))?,
+        Stdio::Pty { crlf } => {
+            let Pty { master, peer } = console::allocate()?;
+            console::end_lines(master.as_fd(), *crlf)?;
+            (Some(master), Some(peer))
+        }
         Stdio::Inherit | Stdio::Fds { .. } => (None, None),
     };
     let program = launch::become_process(launch, stdio.streams(peer)?, link)??;

@@ -22,6 +22,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
@@ -58,10 +61,14 @@ impl Gate {
         Ok(Self::Listening(socket))
     }
 
-    /// Waits, in init, until somebody opens the gate. Returns the socket that the outcome is told on.
-    /// None: its keeper is gone, and nobody can open it any more.
-    pub(crate) fn wait(&self) -> Result<Option<OwnedFd>, Errno> {
+    /// Waits, in init, until somebody opens the gate, or has asked it to end.
+    pub(crate) fn wait(&self) -> Result<Passage, Errno> {
+        // A filter that is in force already may not let them be had.
+        let signals = Signals::block().ok();
         loop {
+            if let Some(signal) = readable_or_signal(self.as_fd(), signals.as_ref()) {
+                return Ok(Passage::Signal(signal));
+            }
             let peer = match self {
                 Self::Connected(socket) => socket.try_clone().map_err(|_| Errno::MFILE)?,
                 Self::Listening(socket) => match accept_with(socket, SocketFlags::CLOEXEC) {
@@ -70,15 +77,73 @@ impl Gate {
                     Err(errno) => return Err(errno),
                 },
             };
+            if let Some(signal) = readable_or_signal(peer.as_fd(), signals.as_ref()) {
+                return Ok(Passage::Signal(signal));
+            }
             let mut byte = [0];
             match recv(&peer, &mut byte, RecvFlags::empty()) {
-                Ok((1, _)) => return Ok(Some(peer)),
+                Ok((1, _)) => return Ok(Passage::Open(peer)),
                 // Who connects and leaves has opened nothing.
                 Ok(_) | Err(Errno::CONNRESET) if matches!(self, Self::Listening(_)) => {}
-                Ok(_) => return Ok(None),
+                Ok(_) => return Ok(Passage::Abandoned),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
+        }
+    }
+}
+
+/// How init's wait ended.
+#[derive(Debug)]
+pub(crate) enum Passage {
+    /// The gate is open. The outcome is told on this socket.
+    Open(OwnedFd),
+    /// Its keeper is gone, and nobody can open it any more.
+    Abandoned,
+    /// A signal that asks a program to end has come. PID 1 of a namespace has no default action for any: without this a container that
+    /// was never started could only be killed.
+    Signal(i32),
+}
+
+/// The signals that ask a program to end, held back and collected for as long as this lives.
+struct Signals {
+    fd: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    fn block() -> nix::Result<Self> {
+        let ending = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect();
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let fd = SignalFd::with_flags(&ending, flags)?;
+        let before = ending.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        Ok(Self { fd, before })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // The mask is one that this thread has had.
+        let _ = self.before.thread_set_mask();
+    }
+}
+
+/// Waits until `fd` can be read. What is returned instead is a signal that has come.
+fn readable_or_signal(fd: BorrowedFd<'_>, signals: Option<&Signals>) -> Option<i32> {
+    let signals = signals?;
+    loop {
+        let mut ready =
+            [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::new(&signals.fd, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Err(Errno::INTR) => continue,
+            // Then it is read without: as before, only that no signal is seen.
+            Err(_) => return None,
+            Ok(_) => {}
+        }
+        match signals.fd.read_signal() {
+            Ok(Some(info)) => return i32::try_from(info.ssi_signo).ok(),
+            _ if !ready[0].revents().is_empty() => return None,
+            _ => {}
         }
     }
 }

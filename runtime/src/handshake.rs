@@ -11,6 +11,9 @@
 //!                     <-- Map ------------        only with a new user namespace
 //! writes uid_map, gid_map
 //!                     --- Go ------------>
+//!                     <-- NetDevices -----        only with network devices of the host to move
+//! moves them, with their addresses
+//!                     --- Go ------------>
 //!                                                 mounts, devices
 //!                     <-- BeforePivot ----        only with hooks
 //! prestart and createRuntime hooks
@@ -59,6 +62,8 @@ pub(crate) enum FromChild {
     Place,
     /// Write my id maps.
     Map,
+    /// Move the plan's network devices into my network namespace.
+    NetDevices,
     /// Run the hooks that are due before pivot_root.
     BeforePivot,
     /// Raise my hard limits as far as the plan wants them higher: in a user namespace I may not.

@@ -8,7 +8,7 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::plan::Hook;
-use crate::{Failure, Step, sys};
+use crate::{Failure, Step, signal, sys};
 
 /// The most output of one hook that is kept for its error message, in bytes.
 const MAX_OUTPUT_BYTES: usize = 4096;
@@ -107,7 +107,7 @@ fn run_one(
             let output = String::from_utf8_lossy(&captured);
             let output = output.trim();
             let separator = if output.is_empty() { "" } else { ", output: " };
-            Err(failed(format!("{status}{separator}{output}")))
+            Err(failed(format!("{}{separator}{output}", describe(status))))
         }
         Ok(None) => {
             end(&mut child);
@@ -117,6 +117,14 @@ fn run_one(
             end(&mut child);
             Err(failed(errno_of(&error)))
         }
+    }
+}
+
+/// How a hook ended, in the words that other runtimes' users know.
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("signal: {}", signal::describe(signal)),
+        None => status.to_string(),
     }
 }
 
@@ -136,7 +144,7 @@ fn spawn(hook: &Hook, cwd: Option<&Path>) -> std::io::Result<(Child, OwnedFd)> {
         command.arg0(name).args(arguments);
     }
     command.env_clear();
-    for entry in &hook.env {
+    for entry in hook.env.iter().flatten() {
         // An entry without `=` has no value to give.
         if let Some((key, value)) = entry.split_once('=') {
             command.env(key, value);
@@ -241,7 +249,7 @@ mod tests {
         Hook {
             path: "/bin/sh".into(),
             args: vec!["sh".into(), "-c".into(), script.into()],
-            env: vec!["GIVEN=1".into()],
+            env: Some(vec!["GIVEN=1".into()]),
             timeout_seconds: None,
         }
     }
@@ -267,8 +275,7 @@ mod tests {
 
     #[test]
     fn a_missing_hook_says_so() {
-        let hook =
-            Hook { path: "/nonexistent/hook".into(), args: vec![], env: vec![], timeout_seconds: None };
+        let hook = Hook { path: "/nonexistent/hook".into(), args: vec![], env: None, timeout_seconds: None };
         let error = outcome(hook, b"{}").unwrap_err();
         assert!(error.contains("/nonexistent/hook: no such file or directory"), "{error}");
     }

@@ -16,16 +16,16 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Cgroup;
 use crate::container::{CreateRequest, Stdio};
-use crate::gate;
+use crate::gate::{self, Passage};
 use crate::handshake::{End, FromChild};
 use crate::hooks::{self, Point};
-use crate::launch::{self, Launch, Program};
+use crate::launch::{self, Affinity, Launch, Program};
 use crate::mounts::Sources;
-use crate::plan::{NamespaceKind, Namespaces, Plan};
+use crate::plan::{Hook, NamespaceKind, Namespaces, Plan};
 use crate::procfs::Procfs;
 use crate::rootfs::{self, Root, Surroundings};
 use crate::state::{State, Status};
-use crate::{Failure, Step, namespaces, netns, process, relay, sys};
+use crate::{Failure, Step, console, namespaces, netns, process, relay, sys};
 
 /// Takes the calling process, fresh from clone3, to its program. Returns only when that fails before the gate;
 /// after it, the gate is told and the process exits.
@@ -52,8 +52,12 @@ pub(crate) fn run(
     if launch::forget_descriptors(request.preserve_fds, request.gate.as_fd()).is_err() {
         sys::exit_now(exit_code(&Failure::because(Step::Exec, "")));
     }
-    // Who could have opened it may be gone.
-    let Ok(Some(starter)) = request.gate.wait() else { sys::exit_now(128 + libc::SIGKILL) };
+    let starter = match request.gate.wait() {
+        Ok(Passage::Open(starter)) => starter,
+        Ok(Passage::Signal(signal)) => sys::exit_now(128 + signal),
+        // Who could have opened it is gone.
+        Ok(Passage::Abandoned) | Err(_) => sys::exit_now(128 + libc::SIGKILL),
+    };
     let Err(failure) = execute(request, program, early.is_none());
     gate::tell(starter.as_fd(), &failure);
     sys::exit_now(exit_code(&failure));
@@ -79,6 +83,9 @@ fn prepare(
     if namespaces.is_new(NamespaceKind::Network) {
         netns::loopback_up().map_err(|errno| Failure::os(Step::Network, errno).with_message("loopback"))?;
     }
+    if !plan.net_devices.is_empty() {
+        link.ask(&FromChild::NetDevices)?;
+    }
     if plan.new_keyring {
         let label = plan.process.as_ref().and_then(|process| process.selinux_label.as_deref());
         process::session_keyring(label)?;
@@ -100,7 +107,11 @@ fn prepare(
     root.make_devices(plan, &around)?;
     before_pivot(request, link)?;
     let console = match request.stdio {
-        Stdio::Pty => Some(root.console(plan)?),
+        Stdio::Pty { crlf } => {
+            let (master, peer) = root.console(plan)?;
+            console::end_lines(master.as_fd(), crlf)?;
+            Some((master, peer))
+        }
         Stdio::Inherit | Stdio::Fds { .. } => None,
     };
     root.pivot(plan)?;
@@ -115,6 +126,7 @@ fn prepare(
     let Some(process) = &plan.process else { return Ok((None, master)) };
     let launch = Launch {
         process,
+        affinity: Affinity::Cgroup,
         personality: plan.personality,
         memory_policy: plan.memory_policy.as_ref(),
         seccomp: request.seccomp,
@@ -260,11 +272,22 @@ fn execute(
     // Told before hooks run for it.
     let program = program?;
     let hooks = &request.plan.hooks.start_container;
+    let mut filter = request.seccomp.filter(|_| loads_filter);
     if !hooks.is_empty() {
+        // They are programs of the image's: no less confined than the container's own.
+        if let Some(filter) = filter.take() {
+            launch::load(filter)?;
+        }
         let state = state_json(request, own_pid(), Status::Created)?;
-        hooks::run(Point::StartContainer, hooks, &state, None, None)?;
+        // They are the container's own programs, and are known to rely on its environment.
+        let inherit = |hook: &Hook| Hook {
+            env: hook.env.clone().or_else(|| Some(program.environment())),
+            ..hook.clone()
+        };
+        let hooks: Vec<_> = hooks.iter().map(inherit).collect();
+        hooks::run(Point::StartContainer, &hooks, &state, None, None)?;
     }
-    if let Some(filter) = request.seccomp.filter(|_| loads_filter) {
+    if let Some(filter) = filter {
         launch::load(filter)?;
     }
     Err(program.execute())

@@ -28,6 +28,8 @@ use crate::{Failure, Step, lsm, process, seccomp, sys};
 pub(crate) struct Launch<'a> {
     /// The plan of the process.
     pub(crate) process: &'a Process,
+    /// The CPUs it runs on.
+    pub(crate) affinity: Affinity<'a>,
     /// personality(2).
     pub(crate) personality: Option<u32>,
     /// set_mempolicy(2).
@@ -36,6 +38,17 @@ pub(crate) struct Launch<'a> {
     pub(crate) seccomp: Option<&'a seccomp::Program>,
     /// The process is in a user namespace, where its own privileges do not raise limits.
     pub(crate) user_namespace: bool,
+}
+
+/// The CPUs of a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Affinity<'a> {
+    /// All that its cgroup allows.
+    Cgroup,
+    /// Those it was made with.
+    Kept,
+    /// Those of a list.
+    List(&'a str),
 }
 
 /// The standard streams, as far as they are to be taken.
@@ -102,8 +115,10 @@ fn attributes(launch: &Launch<'_>, link: &End) -> Result<(), Failure> {
         link.ask(&FromChild::RaiseLimits)?;
     }
     process::attributes(launch.process)?;
-    if let Some(list) = &launch.process.cpu_affinity_final {
-        process::affinity(list)?;
+    match launch.affinity {
+        Affinity::Cgroup => process::reset_affinity(),
+        Affinity::Kept => {}
+        Affinity::List(list) => process::affinity(list)?,
     }
     if let Some(domain) = launch.personality {
         sys::personality(domain).map_err(failure("personality"))?;
@@ -155,6 +170,11 @@ fn is_null_device(fd: BorrowedFd<'_>) -> bool {
 }
 
 impl Program {
+    /// Its environment, as far as it is text.
+    pub(crate) fn environment(&self) -> Vec<String> {
+        self.env.iter().filter_map(|entry| entry.to_str().ok().map(str::to_owned)).collect()
+    }
+
     /// Executes it. Returns only why that failed.
     pub(crate) fn execute(&self) -> Failure {
         let errno = sys::execve(&self.path, &self.args, &self.env);

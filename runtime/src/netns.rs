@@ -9,8 +9,8 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::rtnetlink::Rtnetlink;
 use crate::{Failure, Step};
 
 /// `NSFS_MAGIC` of linux/magic.h: the filesystem that a pinned namespace's file belongs to.
@@ -68,45 +68,8 @@ fn pin(path: &Path) -> Result<(), Failure> {
     mount_bind("/proc/thread-self/ns/net", path).map_err(|errno| Failure::at(Step::Namespace, errno, path))
 }
 
-/// One rtnetlink(7) request in the caller's namespace: `RTM_NEWLINK` with `IFF_UP` for interface 1, which is always the loopback.
+/// Takes the loopback of the caller's namespace up. It is always interface 1.
 pub fn loopback_up() -> Result<(), Errno> {
-    const RTM_NEWLINK: u16 = 16;
-    const NLM_F_REQUEST: u16 = 1;
-    const NLM_F_ACK: u16 = 4;
-    const NLMSG_ERROR: u16 = 2;
-    const IFF_UP: u32 = 1;
-    const LOOPBACK: i32 = 1;
-    const LENGTH: usize = 32;
-
-    let mut request = [0_u8; LENGTH];
-    let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
-    // struct nlmsghdr: length, type, flags, sequence, port.
-    put(0, &32_u32.to_ne_bytes());
-    put(4, &RTM_NEWLINK.to_ne_bytes());
-    put(6, &(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
-    put(20, &LOOPBACK.to_ne_bytes());
-    put(24, &IFF_UP.to_ne_bytes());
-    put(28, &IFF_UP.to_ne_bytes());
-
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // NETLINK_ROUTE is 0, the default.
-        None,
-    )?;
-    rustix::net::send(&socket, &request, SendFlags::empty())?;
-    // The kernel has answered by the time send(2) returns: header, error number, and the request's head again.
-    let mut answer = [0_u8; 256];
-    let (length, _) = rustix::net::recv(&socket, &mut answer, RecvFlags::empty())?;
-    let word = |at: usize| answer[at..at + 4].first_chunk::<4>().copied().unwrap_or_default();
-    let kind = u16::from_ne_bytes([answer[4], answer[5]]);
-    if length < 20 || kind != NLMSG_ERROR {
-        return Err(Errno::PROTO);
-    }
-    match i32::from_ne_bytes(word(16)) {
-        0 => Ok(()),
-        error => Err(Errno::from_raw_os_error(-error)),
-    }
+    const LOOPBACK: u32 = 1;
+    Rtnetlink::open()?.up(LOOPBACK)
 }

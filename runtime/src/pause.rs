@@ -53,6 +53,7 @@ pub fn start(request: &SandboxRequest) -> Result<Pause, Failure> {
         // Killed for memory it would take the whole pod along.
         oom_score_adj: None,
         maps: (&namespaces.uid_maps, &namespaces.gid_maps),
+        net_devices: &[],
         before_pivot: &|_| Ok(()),
     };
     let monitor = rustix::process::getpid();

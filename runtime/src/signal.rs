@@ -52,6 +52,28 @@ const NAMES: [(&str, i32); 36] = [
     ("RTMAX", 64),
 ];
 
+/// What a signal that ended a process means, in few words. See signal(7).
+pub(crate) fn describe(signal: i32) -> String {
+    let words = match signal {
+        libc::SIGHUP => "hangup",
+        libc::SIGINT => "interrupt",
+        libc::SIGQUIT => "quit",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGTRAP => "trace/breakpoint trap",
+        libc::SIGABRT => "aborted",
+        libc::SIGBUS => "bus error",
+        libc::SIGFPE => "floating point exception",
+        libc::SIGKILL => "killed",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGALRM => "alarm clock",
+        libc::SIGTERM => "terminated",
+        libc::SIGSYS => "bad system call",
+        other => return other.to_string(),
+    };
+    words.to_owned()
+}
+
 /// The number of a signal given as such, or by its name in any case, with or without `SIG`; `RTMIN+3` and `RTMAX-1` too.
 /// None: there is no such signal.
 pub fn parse(text: &str) -> Option<i32> {

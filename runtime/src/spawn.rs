@@ -19,7 +19,7 @@ use crate::handshake::{self, End, FromChild};
 use crate::namespaces::{BornInside, Route};
 use crate::plan::{IdMap, NamespaceKind, Rlimit};
 use crate::sys::{self, Clone3, Forked};
-use crate::{Failure, Step, process};
+use crate::{Failure, Step, net_devices, process};
 
 /// How long a new process may take until it is ready. Hooks count, and have deadlines of their own.
 pub(crate) const SPAWN_DEADLINE: Duration = Duration::from_secs(120);
@@ -42,6 +42,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) oom_score_adj: Option<i32>,
     /// Maps of a new user namespace: uids, gids.
     pub(crate) maps: (&'a [IdMap], &'a [IdMap]),
+    /// Network devices to move into its network namespace: (host name, name inside).
+    pub(crate) net_devices: &'a [(String, String)],
     /// What is due before pivot_root (hooks), given the child's pid.
     pub(crate) before_pivot: &'a dyn Fn(i32) -> Result<(), Failure>,
 }
@@ -96,6 +98,7 @@ pub(crate) fn spawn(
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
+    tracing::debug!(pid, "cloned");
     let first = Born { pid, pidfd };
     let deadline = Instant::now() + SPAWN_DEADLINE;
     let served = if spawn.route.intermediate {
@@ -250,9 +253,11 @@ fn serve_until_ready(
     let mut passed = Passed::default();
     loop {
         let Some(mut packet) = link.next(deadline)? else { return Err(silent()) };
+        tracing::debug!(pid, said = ?packet.message, "the new process has spoken");
         match packet.message {
             FromChild::Place => place(spawn, pid)?,
             FromChild::Map => write_maps(pid, spawn.maps)?,
+            FromChild::NetDevices => net_devices::move_into(pid, spawn.net_devices)?,
             FromChild::BeforePivot => (spawn.before_pivot)(pid)?,
             FromChild::RaiseLimits => raise_hard_limits(pid, spawn.rlimits),
             FromChild::Listener { fd } => {

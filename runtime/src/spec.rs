@@ -7,6 +7,7 @@
 pub mod default;
 
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Process, Spec};
@@ -99,7 +100,7 @@ pub fn parse(text: &[u8]) -> Result<Loaded, SpecError> {
 
 /// Reads a `process.json`, the runtime-spec's `process` alone. The second result is its JSON, the third what was left out.
 pub fn load_process(path: &Path) -> Result<(Process, Value, Vec<String>), SpecError> {
-    parse_process(&read_capped(path)?)
+    parse_process(&read_given(path)?)
 }
 
 /// As [`load_process`], for its content.
@@ -118,6 +119,22 @@ pub fn parse_value<T: DeserializeOwned>(text: &[u8]) -> Result<T, SpecError> {
     let mut raw: Value = serde_json::from_slice(text).map_err(SpecError::Syntax)?;
     drop_nulls(&mut raw);
     typed_value(raw)
+}
+
+/// Reads what a person names on the command line: also a pipe, such as a shell's `<(…)`, which is waited for. At most [`MAX_CONFIG_BYTES`].
+pub fn read_given(path: &Path) -> Result<Vec<u8>, SpecError> {
+    let failed = |source: std::io::Error| SpecError::Read { path: path.to_owned(), source };
+    if !std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        return read_capped(path);
+    }
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|pipe| pipe.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text))
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(SpecError::TooLarge(path.to_owned()));
+    }
+    Ok(text)
 }
 
 /// Reads a regular file of at most [`MAX_CONFIG_BYTES`]. It is opened without blocking, so a FIFO cannot hang the caller.

@@ -110,6 +110,7 @@ fn exec_runs_inside_with_output_and_exit_code() -> Outcome {
 #[test]
 fn list_shows_what_is_there() -> Outcome {
     let bundle = Bundle::new("sleep 1000")?;
+    std::fs::create_dir(bundle.state_root())?;
     assert_eq!(bundle.wright(&["list", "-q"])?.ok()?, "");
     bundle.create()?.ok()?;
     let table = bundle.wright(&["list"])?.ok()?;

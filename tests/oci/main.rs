@@ -1,12 +1,14 @@
 //! `wright`, the OCI command line, on the real kernel.
 
 mod command_line;
+mod compat;
 mod containerd;
 mod exec;
 mod fields;
 mod hooks;
 mod hostile;
 mod life;
+mod net_devices;
 mod podman;
 mod privilege;
 mod resources;

@@ -28,6 +28,8 @@ pub(crate) const FLAGS: [Flag; 6] = [
 pub(crate) struct Globals {
     /// Where the containers' state is; absolute.
     pub root: PathBuf,
+    /// The root was named by a flag.
+    pub root_given: bool,
     /// Where messages go.
     pub log: Arc<Log>,
     /// Who makes cgroups.
@@ -54,7 +56,8 @@ impl Globals {
             Some(other) => bail!("invalid value {other:?} for --rootless"),
         };
         let driver = if parsed.on("systemd-cgroup") { Driver::Systemd } else { Driver::Cgroupfs };
-        Ok(Self { root: root(parsed.path("root"), unprivileged)?, log, driver, rootless })
+        let given = parsed.path("root");
+        Ok(Self { root_given: given.is_some(), root: root(given, unprivileged)?, log, driver, rootless })
     }
 }
 

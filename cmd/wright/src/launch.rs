@@ -102,6 +102,9 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     check_host(&plan)?;
     let console = console(&plan, parsed, &bundle, detached)?;
     let program = seccomp_program(&loaded)?;
+    if let Some(program) = &program {
+        globals.log.debug(|| format!("seccomp filter flags: {}", program.flags()));
+    }
     let hierarchies = Hierarchies::detect()?;
     let cgroup_path = CgroupPath::parse(plan.cgroups_path.as_deref().map(Path::new), id, globals.driver)?;
     let dir = StateDir::create(&globals.root, id)?;
@@ -127,7 +130,7 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
             ..CreateOptions::default()
         },
         root: None,
-        stdio: if terminal { Stdio::Pty } else { Stdio::Inherit },
+        stdio: if terminal { Stdio::Pty { crlf: detached } } else { Stdio::Inherit },
         preserve_fds: preserve_fds.all,
         gate: child_gate,
         seccomp: program.as_ref(),

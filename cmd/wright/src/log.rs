@@ -66,6 +66,14 @@ impl Log {
         }
     }
 
+    /// What the container itself has to say about its end, on standard error.
+    pub(crate) fn last_word(&self, message: &str) {
+        if self.file.is_some() {
+            self.line("error", message);
+        }
+        let _ = writeln!(std::io::stderr(), "{message}");
+    }
+
     fn line(&self, level: &str, message: &str) {
         let line = line(self.format, level, message, OffsetDateTime::now_utc());
         // A log that cannot be written leaves nobody to tell.

@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+};
 
 /// The most bytes held in one direction.
 const BUFFER_BYTES: usize = 32 * 1024;
@@ -56,6 +58,8 @@ impl Relay {
             let cooked = tcgetattr(stdin).context("read the terminal's settings")?;
             let mut raw = cooked.clone();
             raw.make_raw();
+            // The container's terminal leaves the ends of lines to this one.
+            raw.output_modes.insert(OutputModes::OPOST);
             tcsetattr(stdin, OptionalActions::Now, &raw).context("make the terminal raw")?;
             relay.cooked = Some(cooked);
             relay.resize();

@@ -49,6 +49,8 @@ impl Access {
                 'm' => Self::MKNOD.0,
                 'r' => Self::READ.0,
                 'w' => Self::WRITE.0,
+                // "rwa" is found in the wild; to runc it means "rw".
+                'a' => 0,
                 _ => return None,
             };
         }
@@ -305,6 +307,8 @@ mod tests {
         assert!(matches!(huge, Err(LimitError::Range { .. })));
         let odd = list(serde_json::json!([{"allow": true, "type": "c", "major": 1, "access": "rx"}]));
         assert!(matches!(odd, Err(LimitError::Text { .. })));
+        let wild = list(serde_json::json!([{"allow": true, "type": "c", "major": 1, "access": "rwa"}]));
+        assert_eq!(wild.unwrap()[0].access.letters(), "rw");
         let fifo = list(serde_json::json!([{"allow": true, "type": "p", "access": "r"}]));
         assert!(matches!(fifo, Err(LimitError::DeviceType(0, _))));
     }

@@ -59,6 +59,9 @@ impl Dir {
 
     /// Opens the directory `name` below this one. The result is `owned`.
     pub(crate) fn below(&self, name: &str) -> Result<Self, Failure> {
+        if name.is_empty() {
+            return self.share();
+        }
         let path = self.path.join(name);
         let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())
             .map_err(|errno| Failure::at(Step::Cgroup, errno, &path))?;

@@ -222,7 +222,7 @@ impl Cgroup {
     /// An existing cgroup below this one in every hierarchy, as `wright exec --cgroup` names it.
     pub fn below(&self, path: &str) -> Result<Self, Failure> {
         let path = path.trim_matches('/');
-        let bad = path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | ".."));
+        let bad = !path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | ".."));
         if bad || path.chars().any(char::is_control) {
             return Err(Failure::because(Step::Cgroup, format!("bad sub cgroup path: {path}")));
         }
@@ -241,7 +241,7 @@ impl Cgroup {
         };
         let bad = |path: &str| {
             let trimmed = path.trim_matches('/');
-            trimmed.is_empty() || trimmed.split('/').any(|part| matches!(part, "" | "." | ".."))
+            !trimmed.is_empty() && trimmed.split('/').any(|part| matches!(part, "" | "." | ".."))
         };
         if let Some(path) = paths.values().find(|path| bad(path)) {
             return Err(Failure::because(Step::Cgroup, format!("bad sub cgroup path: {path}")));

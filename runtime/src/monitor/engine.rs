@@ -84,8 +84,11 @@ pub(super) fn create(
     let plan = read_plan(&request.bundle)?;
     let cgroup_path = cgroup_path(&plan, &request.container)?;
     let terminal = plan.process.as_ref().is_some_and(|process| process.terminal);
-    let (stdio, pipes) =
-        if terminal { (Stdio::Pty, None) } else { pipes(request.stdin).map(|(s, p)| (s, Some(p)))? };
+    let (stdio, pipes) = if terminal {
+        (Stdio::Pty { crlf: true }, None)
+    } else {
+        pipes(request.stdin).map(|(s, p)| (s, Some(p)))?
+    };
     let (gate, theirs) = StartGate::pair()?;
     let created = container::create(&container::CreateRequest {
         id: &request.container,
@@ -135,7 +138,7 @@ pub(super) fn exec(
     }
     let [stdin, stdout, stderr] = request.stdio.map(|passed| if passed { fds.next() } else { None });
     let (streams, client) = if process.terminal {
-        (Stdio::Pty, Some((stdin, stdout)))
+        (Stdio::Pty { crlf: true }, Some((stdin, stdout)))
     } else {
         let or_null = |fd: Option<OwnedFd>| fd.map_or_else(null, Ok);
         (Stdio::Fds { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }, None)

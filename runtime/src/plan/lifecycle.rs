@@ -25,8 +25,8 @@ fn point(name: &str, hooks: Option<&[SpecHook]>) -> Result<Vec<Hook>, PlanError>
         let field = |part: &str| format!("hooks.{name}[{index}].{part}");
         absolute(|| field("path"), hook.path())?;
         let args = hook.args().clone().unwrap_or_default();
-        let env = hook.env().clone().unwrap_or_default();
-        for text in args.iter().chain(&env) {
+        let env = hook.env().clone();
+        for text in args.iter().chain(env.iter().flatten()) {
             no_nul(|| format!("hooks.{name}[{index}]"), text)?;
         }
         let timeout_seconds = match hook.timeout() {

@@ -369,8 +369,9 @@ pub struct Hook {
     pub path: PathBuf,
     /// Arguments, the program's own name first; empty: just the path.
     pub args: Vec<String>,
-    /// Its whole environment.
-    pub env: Vec<String>,
+    /// Its whole environment. None: the spec gives none, which is none at all but for startContainer hooks: those have
+    /// that of the container's process.
+    pub env: Option<Vec<String>>,
     /// Killed after so many seconds; None: never.
     pub timeout_seconds: Option<u64>,
 }

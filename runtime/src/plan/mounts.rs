@@ -1,5 +1,6 @@
 //! The spec's `mounts` and `root`. See the runtime-spec's `config.md#mounts`.
 
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount as SpecMount, Spec};
@@ -48,14 +49,23 @@ pub(super) fn from_spec(
     if mounts.len() > MAX_MOUNTS {
         return Err(PlanError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
     }
-    mounts.iter().enumerate().map(|(index, mount)| one(index, mount, namespaces, bundle, warnings)).collect()
+    let root = spec.root().as_ref().map(|root| bundle.join(root.path()));
+    let place = Place { namespaces, bundle, root: root.as_deref() };
+    mounts.iter().enumerate().map(|(index, mount)| one(index, mount, &place, warnings)).collect()
+}
+
+/// What a mount is resolved against.
+struct Place<'a> {
+    namespaces: &'a Namespaces,
+    bundle: &'a Path,
+    /// The host path of the root.
+    root: Option<&'a Path>,
 }
 
 fn one(
     index: usize,
     mount: &SpecMount,
-    namespaces: &Namespaces,
-    bundle: &Path,
+    place: &Place<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Mount, PlanError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
@@ -65,8 +75,9 @@ fn one(
     }
     let options = options::parse(words);
     let destination = destination(&field("destination"), mount.destination(), warnings)?;
-    let source = source(&field, mount, &options, bundle)?;
-    let idmap = idmap(&field, mount, &options, &source, namespaces)?;
+    let destination = below_root(destination, place.root);
+    let source = source(&field, mount, &options, place.bundle)?;
+    let idmap = idmap(&field, mount, &options, &source, place.namespaces)?;
     if options.remount {
         return Err(PlanError::invalid(field("options"), "remount: a container's mounts are new ones"));
     }
@@ -107,6 +118,14 @@ fn destination(field: &str, path: &Path, warnings: &mut Vec<String>) -> Result<P
         }
     }
     Ok(clean)
+}
+
+/// A destination that is given as the host sees it, below `root.path`, as the container sees it: some tools write that.
+fn below_root(destination: PathBuf, root: Option<&Path>) -> PathBuf {
+    match root.filter(|root| *root != Path::new("/")).and_then(|root| destination.strip_prefix(root).ok()) {
+        Some(inside) => Path::new("/").join(inside),
+        None => destination,
+    }
 }
 
 fn source(
@@ -189,18 +208,17 @@ pub(super) fn guarded_paths(
             "unable to restrict sys entries without a private MNT namespace",
         ));
     }
-    paths
-        .iter()
-        .enumerate()
-        .map(|(index, path)| {
-            absolute(|| format!("{field}[{index}]"), Path::new(path))?;
-            if Path::new(path).components().any(|part| part == Component::ParentDir) {
-                return Err(PlanError::invalid(
-                    format!("{field}[{index}]"),
-                    format!("{path} contains \"..\""),
-                ));
-            }
-            Ok(PathBuf::from(path))
-        })
-        .collect()
+    let mut guarded = Vec::with_capacity(paths.len());
+    let mut seen = HashSet::with_capacity(paths.len());
+    for (index, path) in paths.iter().enumerate() {
+        absolute(|| format!("{field}[{index}]"), Path::new(path))?;
+        if Path::new(path).components().any(|part| part == Component::ParentDir) {
+            return Err(PlanError::invalid(format!("{field}[{index}]"), format!("{path} contains \"..\"")));
+        }
+        // A second mount over the first would guard nothing more.
+        if seen.insert(path) {
+            guarded.push(PathBuf::from(path));
+        }
+    }
+    Ok(guarded)
 }

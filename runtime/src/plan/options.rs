@@ -93,6 +93,10 @@ enum Word {
     ReadOnly(bool),
     /// Chooses one of the access time modes.
     Atime(u64),
+    /// Takes back that choice.
+    NoAtime(u64),
+    /// Directories' access times are written as the mode says, which is the default.
+    DirAtime,
     /// As `Set`, with the mounts below.
     SetRecursive(u64),
     /// As `Clear`, with the mounts below.
@@ -109,11 +113,11 @@ enum Word {
 /// Every word that is not the filesystem's own, by name.
 const WORDS: [(&str, Word); 62] = [
     ("async", Word::ClearSuper(superblock::SYNCHRONOUS)),
-    ("atime", Word::Atime(0)),
+    ("atime", Word::NoAtime(attr::NOATIME)),
     ("bind", Word::Bind { recursive: false }),
     ("defaults", Word::Nothing),
     ("dev", Word::Clear(attr::NODEV)),
-    ("diratime", Word::Clear(attr::NODIRATIME)),
+    ("diratime", Word::DirAtime),
     ("dirsync", Word::Super(superblock::DIRSYNC)),
     ("exec", Word::Clear(attr::NOEXEC)),
     ("idmap", Word::IdMap { recursive: false }),
@@ -128,8 +132,8 @@ const WORDS: [(&str, Word); 62] = [
     ("noiversion", Word::ClearSuper(superblock::I_VERSION)),
     ("nolazytime", Word::ClearSuper(superblock::LAZYTIME)),
     ("nomand", Word::ClearSuper(superblock::MANDLOCK)),
-    ("norelatime", Word::Atime(0)),
-    ("nostrictatime", Word::Atime(0)),
+    ("norelatime", Word::NoAtime(0)),
+    ("nostrictatime", Word::NoAtime(attr::STRICTATIME)),
     ("nosuid", Word::Set(attr::NOSUID)),
     ("nosymfollow", Word::Set(attr::NOSYMFOLLOW)),
     ("private", Word::Propagation(PropagationKind::Private, false)),
@@ -206,10 +210,19 @@ pub(super) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Options {
             })),
         }
     }
+    options.settle_access_times();
     options
 }
 
 impl Options {
+    /// As mount(2) has it: naming none of the access time options leaves a bind mount's as its source's are; naming one replaces them all,
+    /// relatime being the default.
+    fn settle_access_times(&mut self) {
+        if (self.attr_clear & attr::ATIME) | (self.attr_set & attr::NODIRATIME) != 0 {
+            self.attr_clear |= attr::ATIME | attr::NODIRATIME & !self.attr_set;
+        }
+    }
+
     fn apply(&mut self, word: Word) {
         match word {
             Word::Nothing => {}
@@ -232,6 +245,13 @@ impl Options {
                 self.attr_set = self.attr_set & !attr::ATIME | mode;
                 self.attr_clear |= attr::ATIME;
             }
+            Word::NoAtime(mode) => {
+                if self.attr_clear & attr::ATIME != 0 && self.attr_set & attr::ATIME == mode {
+                    self.attr_set &= !attr::ATIME;
+                    self.attr_clear &= !attr::ATIME;
+                }
+            }
+            Word::DirAtime => self.attr_set &= !attr::NODIRATIME,
             Word::SetRecursive(bits) => {
                 self.attr_set_recursive |= bits;
                 self.attr_clear_recursive &= !bits;
@@ -279,10 +299,20 @@ mod tests {
     fn one_access_time_mode_is_left() {
         let options = parse(["noatime", "strictatime"]);
         assert_eq!(options.attr_set, attr::STRICTATIME);
-        assert_eq!(options.attr_clear, attr::ATIME);
+        assert_eq!(options.attr_clear, attr::ATIME | attr::NODIRATIME);
         let options = parse(["rnoatime", "rrelatime", "rro"]);
         assert_eq!(options.attr_set_recursive, attr::RDONLY);
         assert_eq!(options.attr_clear_recursive, attr::ATIME);
+    }
+
+    #[test]
+    fn access_times_that_are_not_chosen_stay_as_they_are() {
+        for words in [&["atime"][..], &["norelatime"], &["diratime"], &["noatime", "atime"], &["rw"]] {
+            let options = parse(words.iter().copied());
+            assert_eq!((options.attr_set, options.attr_clear & attr::ATIME), (0, 0), "{words:?}");
+        }
+        let options = parse(["nodiratime"]);
+        assert_eq!((options.attr_set, options.attr_clear), (attr::NODIRATIME, attr::ATIME));
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub(crate) fn affinity(list: &str) -> Result<(), Failure> {
     })
 }
 
+/// All CPUs of the caller's cgroup: what the runtime itself was bound to is nobody else's business.
+pub(crate) fn reset_affinity() {
+    if let Err(errno) = sys::reset_affinity() {
+        tracing::warn!(%errno, "the process keeps the runtime's CPU affinity");
+    }
+}
+
 /// A session keyring of its own for the caller, so that it holds no key of whoever started the runtime.
 ///
 /// Where the kernel has no keyrings, denies them (as the seccomp profile of a container around this one may) or the user's quota is

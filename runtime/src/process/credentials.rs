@@ -117,8 +117,9 @@ fn ambient(wanted: u64, known: u64) -> Result<(), Failure> {
         .map_err(|errno| failure(errno, "clear the ambient capabilities"))?;
     for number in bits(wanted & known) {
         match thread::configure_capability_in_ambient_set(one(number), true) {
-            Err(Errno::PERM) => {
-                tracing::warn!(capability = %name(number), "can't raise ambient capability");
+            Err(errno @ Errno::PERM) => {
+                let why = crate::failure::errno_text(errno.raw_os_error());
+                tracing::warn!("can't raise ambient capability {}: {why}", name(number));
             }
             raised => raised.map_err(|errno| failure(errno, &format!("raise ambient {}", name(number))))?,
         }

@@ -21,7 +21,7 @@ mod lookup;
 mod stdio;
 mod strings;
 
-pub(crate) use attributes::{affinity, attributes, session_keyring};
+pub(crate) use attributes::{affinity, attributes, reset_affinity, session_keyring};
 pub(crate) use credentials::credentials;
 pub(crate) use cwd::{enter_working_directory, make_working_directory};
 pub(crate) use lookup::look_up_program;

@@ -40,6 +40,15 @@ pub(crate) fn sched_setaffinity(cpus: &[u32]) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// sched_setaffinity(2) for the caller: every CPU, of which the kernel takes those of its cpuset.
+pub(crate) fn reset_affinity() -> Result<(), Errno> {
+    // NR_CPUS is 8192 at most.
+    let mask = [u64::MAX; 8192 / u64::BITS as usize];
+    // SAFETY: the mask has the number of bytes given and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask), mask.as_ptr()) })
+        .map(drop)
+}
+
 /// Gives the caller a new anonymous session keyring in place of the inherited one (keyctl(2)).
 pub(crate) fn join_new_session_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;

@@ -17,8 +17,8 @@ pub(crate) mod signal;
 mod tty;
 
 pub(crate) use attributes::{
-    current_rlimit, ioprio_set, join_new_session_keyring, personality, prlimit, sched_setaffinity,
-    sched_setattr, set_mempolicy,
+    current_rlimit, ioprio_set, join_new_session_keyring, personality, prlimit, reset_affinity,
+    sched_setaffinity, sched_setattr, set_mempolicy,
 };
 pub(crate) use clone::{Clone3, Forked, clone3, exit_now, namespace_type, unshare};
 pub(crate) use exec::{execve, ignore_children, reset_signals};

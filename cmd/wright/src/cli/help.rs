@@ -8,7 +8,7 @@ use super::{Command, Flag, Kind};
 pub(crate) fn program(version: &str, commands: &[&Command], flags: &[Flag]) -> String {
     let mut text = String::from(
         "NAME:
-   wright - run containers from OCI bundles
+   wright - Open Container Initiative runtime
 
 wright starts, inspects and ends containers that are described by an OCI bundle: a directory
 with a config.json and a root filesystem. It needs no daemon and no images, and takes the place of runc

@@ -91,7 +91,7 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         init_pidfd: init.as_fd(),
         process: &process,
         cgroup: &mut cgroup,
-        stdio: if process.terminal { Stdio::Pty } else { Stdio::Inherit },
+        stdio: if process.terminal { Stdio::Pty { crlf: detach } } else { Stdio::Inherit },
         seccomp: program.as_ref(),
         preserve_fds: preserve_fds.all,
         personality: plan.personality,
@@ -202,9 +202,13 @@ fn from_flags(parsed: &Parsed, mut process: Value) -> Result<Value> {
         if capabilities::number(name).is_none() {
             bail!("unknown capability {name:?}");
         }
-        // Inheritable stays as it is, and ambient cannot hold what inheritable does not.
         for set in ["bounding", "effective", "permitted"] {
             append(&mut process["capabilities"][set], json!(name));
+        }
+        // Inheritable stays as it is, and ambient cannot hold what inheritable does not.
+        let inheritable = process["capabilities"]["inheritable"].as_array();
+        if inheritable.is_some_and(|names| names.iter().any(|inherited| inherited == name)) {
+            append(&mut process["capabilities"]["ambient"], json!(name));
         }
     }
     Ok(process)
@@ -233,8 +237,9 @@ fn cgroup(parsed: &Parsed, container: &Container) -> Result<Cgroup> {
         return container.needed_cgroup();
     }
     let own = container.needed_cgroup()?;
+    let joining = || format!("adding pid {} to cgroups", std::process::id());
     if let Some(path) = paths.get("").filter(|_| own.is_v1()) {
-        return Ok(own.below(path)?);
+        return own.below(path).with_context(joining);
     }
     for controller in paths.keys() {
         let known = controller.is_empty()
@@ -244,7 +249,7 @@ fn cgroup(parsed: &Parsed, container: &Container) -> Result<Cgroup> {
             bail!("unknown controller {controller} in SubCgroupPaths");
         }
     }
-    Ok(own.below_each(&paths)?)
+    own.below_each(&paths).with_context(joining)
 }
 
 /// `--cgroup` taken apart: controller to path; for a lone path without a controller, the empty name.

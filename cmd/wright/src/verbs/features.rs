@@ -66,7 +66,7 @@ fn run(_: &Globals, _: &Parsed) -> Result<u8> {
                 "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]
             },
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false}
+            "netDevices": {"enabled": true}
         },
         "annotations": {
             "io.github.podwright.version": env!("CARGO_PKG_VERSION"),

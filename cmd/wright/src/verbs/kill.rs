@@ -30,7 +30,11 @@ pub(crate) const COMMAND: Command = Command {
 fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     let container = Container::open(globals, parsed.id())?;
     let name = parsed.positionals.get(1).map_or("SIGTERM", String::as_str);
-    let signal = signal::parse(name).ok_or_else(|| anyhow!("unknown signal {name:?}"))?;
+    // 0 asks whether there is a process (kill(2)).
+    let signal = match name {
+        "0" => 0,
+        name => signal::parse(name).ok_or_else(|| anyhow!("unknown signal {name:?}"))?,
+    };
     if parsed.on("all") {
         all(&container, signal)?;
     } else {

@@ -24,6 +24,9 @@ pub(crate) const COMMAND: Command = Command {
 };
 
 fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
+    if globals.root_given && !globals.root.exists() {
+        bail!("open {}: no such file or directory", globals.root.display());
+    }
     let containers = containers(globals)?;
     if parsed.on("quiet") {
         let ids = containers.iter().map(|container| container.record.id.as_str());

@@ -1,6 +1,7 @@
 //! `wright run`: create, start, and (unless detached) wait and delete.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use runtime::{Failure, Step};
 
 use crate::cli::{Command, Count, Parsed, switch};
 use crate::container::destroy;
@@ -38,8 +39,26 @@ pub(crate) const COMMAND: Command = Command {
 };
 
 fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
-    run_inner(globals, parsed).context("wright run failed")
+    match run_inner(globals, parsed) {
+        Err(error) => match error.downcast::<NotExecuted>() {
+            // The last word is init's, which by now is the container: as runc's has it, plain, and with the exit code of its own.
+            Ok(NotExecuted(failure)) => {
+                globals.log.last_word(&failure.to_string());
+                Ok(NOT_EXECUTED)
+            }
+            Err(error) => Err(error.context("wright run failed")),
+        },
+        ran => ran,
+    }
 }
+
+/// The exit code of a container whose program could not be executed once everything else was done.
+const NOT_EXECUTED: u8 = 255;
+
+/// The program was found, and the kernel would not execute it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotExecuted(Failure);
 
 fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     let detach = parsed.on("detach");
@@ -75,7 +94,11 @@ fn go(launched: &mut Launched, signals: Option<&Signals>) -> Result<u8> {
         _ => None,
     };
     if let Some(gate) = launched.gate.take() {
-        pass(&gate)?;
+        pass(&gate).map_err(|error| match error.downcast::<Failure>() {
+            Ok(failure) if failure.step == Step::Exec => NotExecuted(failure).into(),
+            Ok(failure) => failure.into(),
+            Err(error) => error,
+        })?;
     }
     after_start(&launched.plan.hooks, &launched.record)?;
     match signals {

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::LinuxResources;
-use runtime::cgroup::Limits;
+use runtime::cgroup::{Limits, MemoryStats};
 use runtime::spec;
 use runtime::state::Status;
 use serde_json::{Map, Value, json};
@@ -78,11 +78,13 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
             serde_json::from_slice(&text).context("parse the resources")?
         }
         Some(path) => {
-            serde_json::from_slice(&spec::read_capped(path.as_ref())?).context("parse the resources")?
+            serde_json::from_slice(&spec::read_given(path.as_ref())?).context("parse the resources")?
         }
         None => from_flags(parsed)?,
     };
     settle(&mut resources);
+    let cgroup = container.needed_cgroup()?;
+    keep_memory(&mut resources, &cgroup.stats().context("read the present limits")?.memory);
     let text = serde_json::to_vec(&resources)?;
     let resources: LinuxResources = spec::parse_value(&text).context("resources")?;
     for (flag, what) in
@@ -100,7 +102,7 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         globals.log.warn("Kernel memory settings are ignored and will be removed");
     }
     let limits = Limits::from_spec(&resources).context("resources")?;
-    container.needed_cgroup()?.update(&limits)?;
+    cgroup.update(&limits)?;
     Ok(0)
 }
 
@@ -162,6 +164,26 @@ fn settle(resources: &mut Value) {
         && !memory.contains_key("swap")
     {
         memory.insert("swap".into(), json!(-1));
+    }
+}
+
+/// Of memory and of memory and swap together, the one that is not named stays as it is. Version 2 keeps swap alone, so each takes
+/// knowing the other.
+fn keep_memory(resources: &mut Value, now: &MemoryStats) {
+    let Some(memory) = resources.get_mut("memory").and_then(Value::as_object_mut) else { return };
+    let limited = |value: Option<&Value>| value.and_then(Value::as_i64).filter(|limit| *limit > 0);
+    if limited(memory.get("swap")).is_some() && !memory.contains_key("limit") {
+        if let Some(limit) = now.limit {
+            memory.insert("limit".into(), json!(limit));
+        }
+    } else if let Some(limit) = limited(memory.get("limit"))
+        && !memory.contains_key("swap")
+        && let (Some(before), Some(swap)) = (now.limit, now.swap_limit)
+    {
+        let both = before.saturating_add(swap);
+        if i64::try_from(both).is_ok_and(|both| both >= limit) {
+            memory.insert("swap".into(), json!(both));
+        }
     }
 }
 
