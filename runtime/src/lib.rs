@@ -3,6 +3,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod checkpoint;
 mod console;
 pub mod container;
 pub mod exec;

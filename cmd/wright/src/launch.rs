@@ -1,11 +1,12 @@
-//! What `create` and `run` share: from a bundle to a container whose init waits at its gate.
+//! From a bundle to a container: what `create` and `run` share, up to init at its gate, and the same for `restore`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use runtime::cgroup::{CgroupPath, CreateOptions, Hierarchies};
+use runtime::cgroup::{CgroupPath, CgroupRecord, CreateOptions, Hierarchies};
+use runtime::checkpoint::{self, RestoreOptions, RestoreRequest};
 use runtime::container::{CreateRequest, StartGate, Stdio, create};
 use runtime::plan::{NamespaceKind, Plan};
 use runtime::spec::{self, CONFIG, Loaded};
@@ -19,7 +20,7 @@ use crate::cli::{Flag, Parsed, switch, text};
 use crate::container::{destroy, write_whole};
 use crate::globals::Globals;
 use crate::terminal::{connect, send_fd};
-use crate::{gate, sealed};
+use crate::{criu, gate, sealed};
 
 /// The flags `create` and `run` share.
 pub(crate) const BUNDLE: Flag =
@@ -88,10 +89,7 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     state::check_id(id)?;
     let preserve_fds = preserved_fds(parsed)?;
     sealed::ensure(globals)?;
-    let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
-    let bundle = bundle.canonicalize().with_context(|| format!("bundle {}", bundle.display()))?;
-    let text = spec::read_capped(&bundle.join(CONFIG))?;
-    let loaded = spec::parse(&text)?;
+    let (bundle, text, loaded) = read_bundle(parsed)?;
     let mut plan = Plan::from_spec(&loaded.spec, &loaded.raw, &bundle)?;
     plan.rootfs.no_pivot = parsed.on("no-pivot");
     plan.new_keyring = !parsed.on("no-new-keyring");
@@ -124,11 +122,7 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
         plan: &plan,
         hierarchies: &hierarchies,
         cgroup_path: &cgroup_path,
-        cgroup_options: CreateOptions {
-            rootless: globals.rootless,
-            unit_properties: unit_properties(&plan),
-            ..CreateOptions::default()
-        },
+        cgroup_options: cgroup_options(globals, &plan),
         root: None,
         stdio: if terminal { Stdio::Pty { crlf: detached } } else { Stdio::Inherit },
         preserve_fds: preserve_fds.all,
@@ -139,18 +133,8 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     let created = create(&request)?;
     // With our copy of init's end of the gate, so that its end is seen.
     drop(request);
-    let record = Record {
-        oci_version: plan.oci_version.clone(),
-        id: id.to_owned(),
-        pid: Some(created.pid),
-        pid_start_time: state::start_time(created.pid).unwrap_or(0),
-        bundle,
-        rootfs: plan.rootfs.path.clone(),
-        created: OffsetDateTime::now_utc().format(&Rfc3339).context("time")?,
-        annotations: plan.annotations.clone(),
-        cgroup: created.cgroup.record(),
-        systemd: globals.driver == runtime::cgroup::Driver::Systemd,
-    };
+    let made = Made { pid: created.pid, cgroup: created.cgroup.record() };
+    let record = record(globals, id, bundle, &plan, made)?;
     let listener = created.seccomp_notify.as_ref();
     let filtered = Filtered { program: program.as_ref(), listener, pid: created.pid };
     let finished = pass_listener(&filtered, &record, Status::Creating)
@@ -164,6 +148,92 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
             let _ = destroy(globals, &dir, &record, Some(&plan.hooks));
             Err(error)
         }
+    }
+}
+
+/// Restores the container from its images. `detached` says that this process will not stay with it.
+pub(crate) fn restore(globals: &Globals, parsed: &Parsed, detached: bool) -> Result<Launched> {
+    let id = parsed.id();
+    state::check_id(id)?;
+    let (bundle, text, loaded) = read_bundle(parsed)?;
+    let plan = Plan::from_spec(&loaded.spec, &loaded.raw, &bundle)?;
+    for warning in loaded.warnings.iter().chain(&plan.warnings) {
+        globals.log.warn(warning);
+    }
+    let console = console(&plan, parsed, &bundle, detached)?;
+    let hierarchies = Hierarchies::detect()?;
+    let cgroup_path = CgroupPath::parse(plan.cgroups_path.as_deref().map(Path::new), id, globals.driver)?;
+    let images = criu::images(parsed)?;
+    let options = RestoreOptions {
+        common: criu::options(parsed, |name| plan.annotations.get(name).map(String::as_str))?,
+        lsm_profile: parsed.text("lsm-profile").filter(|text| !text.is_empty()).map(str::to_owned),
+        lsm_mount_context: parsed
+            .text("lsm-mount-context")
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned),
+    };
+    let dir = StateDir::create(&globals.root, id)?;
+    let undo = Undo(Some(&dir));
+    dir.write_config(&text)?;
+    let restored = checkpoint::restore(&RestoreRequest {
+        id,
+        bundle: &bundle,
+        plan: &plan,
+        directory: dir.path(),
+        hierarchies: &hierarchies,
+        cgroup_path: &cgroup_path,
+        cgroup_options: cgroup_options(globals, &plan),
+        images: &images,
+        options: &options,
+    })?;
+    let made = Made { pid: restored.pid, cgroup: restored.cgroup.record() };
+    let record = record(globals, id, bundle, &plan, made)?;
+    let finished = finish(parsed, &dir, &record, &restored.pidfd, restored.console, console);
+    undo.disarm();
+    match finished {
+        Ok(console) => Ok(Launched { dir, record, plan, pidfd: restored.pidfd, console, gate: None }),
+        Err(error) => {
+            let _ = destroy(globals, &dir, &record, Some(&plan.hooks));
+            Err(error)
+        }
+    }
+}
+
+/// The bundle's absolute path, and its spec as it is and as it is read.
+fn read_bundle(parsed: &Parsed) -> Result<(PathBuf, Vec<u8>, Loaded)> {
+    let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
+    let bundle = bundle.canonicalize().with_context(|| format!("bundle {}", bundle.display()))?;
+    let text = spec::read_capped(&bundle.join(CONFIG))?;
+    let loaded = spec::parse(&text)?;
+    Ok((bundle, text, loaded))
+}
+
+/// What is there of a container once the engine has made it.
+struct Made {
+    pid: i32,
+    cgroup: CgroupRecord,
+}
+
+fn record(globals: &Globals, id: &str, bundle: PathBuf, plan: &Plan, made: Made) -> Result<Record> {
+    Ok(Record {
+        oci_version: plan.oci_version.clone(),
+        id: id.to_owned(),
+        pid: Some(made.pid),
+        pid_start_time: state::start_time(made.pid).unwrap_or(0),
+        bundle,
+        rootfs: plan.rootfs.path.clone(),
+        created: OffsetDateTime::now_utc().format(&Rfc3339).context("time")?,
+        annotations: plan.annotations.clone(),
+        cgroup: made.cgroup,
+        systemd: globals.driver == runtime::cgroup::Driver::Systemd,
+    })
+}
+
+fn cgroup_options(globals: &Globals, plan: &Plan) -> CreateOptions {
+    CreateOptions {
+        rootless: globals.rootless,
+        unit_properties: unit_properties(plan),
+        ..CreateOptions::default()
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod cli;
 mod container;
+mod criu;
 mod foreground;
 mod gate;
 mod globals;

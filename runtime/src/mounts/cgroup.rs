@@ -9,7 +9,7 @@
 //! same. Controllers that share a hierarchy (`cpu,cpuacct`) are found by their own names through links.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -126,6 +126,19 @@ fn own_root(label: &str, attributes: u64) -> Option<OwnedFd> {
     let new =
         New { fstype: "cgroup", source: Some("cgroup"), options: &options, attributes, ..New::default() };
     make(&new).ok()
+}
+
+/// For a container without a cgroup namespace: where in its view, and which cgroup directories are bound there.
+pub(crate) fn binds(mount: &Mount, directories: &[RecordedDirectory]) -> Vec<(PathBuf, PathBuf)> {
+    let v1 = |directory: &&RecordedDirectory| !directory.hierarchy.is_empty();
+    if !directories.iter().any(|directory| v1(&directory)) {
+        let own = directories.first().map(|directory| (mount.destination.clone(), directory.path.clone()));
+        return own.into_iter().collect();
+    }
+    let bind = |directory: &RecordedDirectory| {
+        (mount.destination.join(directory_name(&directory.hierarchy)), directory.path.clone())
+    };
+    directories.iter().filter(v1).map(bind).collect()
 }
 
 /// `name=systemd` is found at `systemd`, `cpu,cpuacct` by that name.

@@ -27,6 +27,7 @@ use rustix::mount::MoveMountFlags;
 
 pub(crate) use attributes::{make_read_only, propagate};
 pub(crate) use bind::{Sources, clone_fd, clone_path};
+pub(crate) use cgroup::binds as cgroup_binds;
 pub(crate) use filesystem::{New, Refused, make};
 
 use crate::plan::options::{attr, superblock};

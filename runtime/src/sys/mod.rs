@@ -22,7 +22,7 @@ pub(crate) use attributes::{
 };
 pub(crate) use clone::{Clone3, Forked, clone3, exit_now, namespace_type, unshare};
 pub(crate) use exec::{execve, ignore_children, reset_signals};
-pub(crate) use fds::close_range;
+pub(crate) use fds::{adopt_writable, close_range};
 pub(crate) use mount::{Attributes, mount_setattr};
 pub(crate) use tty::{pty_peer, unlock_pty};
 

@@ -70,7 +70,7 @@ fn run(_: &Globals, _: &Parsed) -> Result<u8> {
         },
         "annotations": {
             "io.github.podwright.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.runc.checkpoint.enabled": "false"
+            "org.opencontainers.runc.checkpoint.enabled": "true"
         },
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "org.criu.config"]
     });

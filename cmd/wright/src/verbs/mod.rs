@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub(crate) mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod events;
@@ -9,6 +10,7 @@ pub(crate) mod kill;
 pub(crate) mod list;
 pub(crate) mod pause;
 pub(crate) mod ps;
+pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod start;
@@ -18,7 +20,8 @@ pub(crate) mod update;
 use crate::cli::Command;
 
 /// Every verb, in the order the help shows them.
-pub(crate) const ALL: [&Command; 15] = [
+pub(crate) const ALL: [&Command; 17] = [
+    &checkpoint::COMMAND,
     &create::COMMAND,
     &delete::COMMAND,
     &events::COMMAND,
@@ -28,6 +31,7 @@ pub(crate) const ALL: [&Command; 15] = [
     &list::COMMAND,
     &pause::PAUSE,
     &ps::COMMAND,
+    &restore::COMMAND,
     &pause::RESUME,
     &run::COMMAND,
     &spec::COMMAND,
