@@ -1,9 +1,10 @@
 #!/bin/sh
 # deps.sh GROUP...   Installs the Debian packages of the named groups that are missing: quietly, with
-# one apt-get call, and not at all when nothing is missing. Groups: build demo test vm bench.
+# one apt-get call, and not at all when nothing is missing. Groups: build demo test vm bench criu.
 #
-# A package that one group cannot do without is an error; the groups vm and bench are extras, so their
-# absence is only said (the vm lane then counts itself as skipped).
+# A package that one group cannot do without is an error; the groups vm, bench and criu are extras, so
+# their absence is only said (the vm lane, and each test that wants criu, then counts itself as skipped).
+# criu is not installed but kept in .criu-cache: see tests/criu.sh.
 set -eu
 
 # A line per package: "FILE PACKAGE"; it is missing when the file is. Asking for the file rather than
@@ -37,9 +38,12 @@ needs() {
 		/usr/sbin/runc runc
 		LIST
         ;;
+    criu) ;;
     *) echo "deps: no group named $1" >&2; exit 2 ;;
     esac
 }
+
+case " $* " in *" criu "*) "$(dirname "$0")/criu.sh" "$(dirname "$0")/../.criu-cache" || : ;; esac
 
 missing=
 required=no

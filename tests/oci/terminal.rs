@@ -15,7 +15,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::json;
 
 /// Reads from a terminal until `wanted` has come.
-fn read_until(terminal: &OwnedFd, wanted: &str) -> Result<String> {
+pub(super) fn read_until(terminal: &OwnedFd, wanted: &str) -> Result<String> {
     let deadline = Deadline::in_seconds(20);
     let mut text = String::new();
     let mut file = File::from(terminal.try_clone()?);
@@ -28,7 +28,7 @@ fn read_until(terminal: &OwnedFd, wanted: &str) -> Result<String> {
     Ok(text)
 }
 
-fn receive(listener: &UnixListener) -> Result<OwnedFd> {
+pub(super) fn receive(listener: &UnixListener) -> Result<OwnedFd> {
     watch::readable(listener.as_fd(), Deadline::in_seconds(20))?;
     let (socket, _) = listener.accept()?;
     watch::readable(socket.as_fd(), Deadline::in_seconds(20))?;

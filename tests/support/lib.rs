@@ -8,6 +8,7 @@
 
 pub mod binaries;
 pub mod client;
+pub mod criu;
 pub mod deadline;
 pub mod node;
 pub mod oci;
@@ -19,6 +20,7 @@ pub mod snapshot;
 pub mod watch;
 
 pub use client::{Client, Events, ExecOutput};
+pub use criu::Criu;
 pub use deadline::{Deadline, seconds};
 pub use node::{Node, NodeOptions};
 pub use pod::{Container, ContainerBuilder, Pod, PodBuilder};

@@ -3,10 +3,12 @@
 #
 # trixie's kernel (6.12) is preferred: it has idmapped tmpfs and the newer mount calls. It is fetched
 # with a package index of its own, from the mirror this machine uses anyway, and nothing is installed.
-# Where that fails the kernel of the machine's own Debian serves. Done once; later calls find it there.
+# Where that fails the kernel of the machine's own Debian serves. Done once, and again when the modules that are wanted change.
 set -euo pipefail
 cache=$1
-[ ! -e "$cache/complete" ] || exit 0
+# What the tests use, and what that depends on; the rest of the tree stays behind. criu asks for sockets by the *_diag modules.
+wanted="virtio_pci virtio_blk virtio_rng ext4 overlay veth bridge dummy loop tun fuse nf_tables nft_chain_nat nft_masq nft_compat xt_MASQUERADE xt_comment xt_conntrack xt_mark xt_addrtype br_netfilter unix_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag"
+[ "$(cat "$cache/complete" 2>/dev/null)" != "$wanted" ] || exit 0
 rm -rf "$cache"
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
@@ -40,8 +42,6 @@ for found in "$work"/x/lib/modules/* "$work"/x/usr/lib/modules/*; do [ ! -d "$fo
 version=${modules##*/}
 echo "$version" >"$cache/version"
 
-# What the tests use, and what that depends on; the rest of the tree stays behind.
-wanted="virtio_pci virtio_blk virtio_rng ext4 overlay veth bridge dummy loop tun fuse nf_tables nft_chain_nat nft_masq nft_compat xt_MASQUERADE xt_comment xt_conntrack xt_mark xt_addrtype br_netfilter"
 mkdir -p "$cache/modules" "$work/initrd"/{bin,dev,proc,sys,new}
 order() {
     for module in "$@"; do modprobe -d "$work/tree" -S "$version" --show-depends "$module" 2>/dev/null | awk '/^insmod/ { print $2 }'; done |
@@ -65,5 +65,5 @@ for file in $(order virtio_pci virtio_blk ext4); do
 done
 install -m 0755 "$(dirname "$0")/initrd-init.sh" "$work/initrd/init"
 (cd "$work/initrd" && find . | cpio -o -H newc --quiet) >"$cache/initrd.cpio"
-touch "$cache/complete"
+echo "$wanted" >"$cache/complete"
 echo "vm: kernel $version, $(du -sh "$cache" | cut -f1) kept in ${cache##*/}"
