@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use runtime::Failure;
-use runtime::cgroup::{Cgroup, CgroupPath, CreateOptions, Driver, Existing, Hierarchies, remove_ancestors};
+use runtime::cgroup::{
+    Cgroup, CgroupPath, CreateOptions, Driver, Existing, Hierarchies, Limits, remove_ancestors,
+};
 
 use crate::error::Error;
-use crate::translate::Pod;
+use crate::translate::{HostFacts, Pod};
 
 /// Directories that were made for pods and may still be there.
 #[derive(Debug, Default)]
@@ -43,7 +45,13 @@ impl MadeCgroups {
 
     /// Makes the cgroup above a pod's containers, and gives the directories that have to go with the pod: those made now, and
     /// those above it that were made for other pods. Blocks.
-    pub fn ensure_parent(&self, place: Place<'_>, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, Error> {
+    pub fn ensure_parent(
+        &self,
+        place: Place<'_>,
+        pod: &Pod,
+        id: &str,
+        host: &HostFacts,
+    ) -> Result<Vec<PathBuf>, Error> {
         if place.driver == Driver::Systemd {
             // systemd makes slices with the first scope in them.
             return Ok(Vec::new());
@@ -62,10 +70,30 @@ impl MadeCgroups {
             failure,
         })?;
         let all = directories(&cgroup);
+        if pod.cgroup_parent.is_none()
+            && let Err(error) = limit(&cgroup, pod, id, host)
+        {
+            remove_ancestors(&directories(&cgroup));
+            remove_ancestors(cgroup.made_ancestors());
+            return Err(error);
+        }
         known.extend(cgroup.made_ancestors().iter().cloned());
         known.extend(all.iter().filter(|path| !before.contains(path)).cloned());
         let with_parents: BTreeSet<&Path> = all.iter().flat_map(|path| path.ancestors()).collect();
         Ok(with_parents.into_iter().filter(|path| known.contains(*path)).map(Path::to_owned).collect())
+    }
+
+    /// Limits the cgroup of a pod that has one of its own to what the pod asks for now. kubelet's pods have a parent, which
+    /// kubelet limits. Blocks.
+    pub fn limit_pod(place: Place<'_>, pod: &Pod, id: &str, host: &HostFacts) -> Result<(), Error> {
+        if place.driver == Driver::Systemd || pod.cgroup_parent.is_some() {
+            return Ok(());
+        }
+        let failed = |failure| Error::Engine { what: "pod sandbox", id: id.to_owned(), failure };
+        let path = CgroupPath::parse(Some(&place.runtime.join(id)), id, place.driver)
+            .map_err(|error| Error::internal(format!("cgroup of pod sandbox {id}"), error))?;
+        let cgroup = Cgroup::open(place.hierarchies, &path).map_err(failed)?;
+        limit(&cgroup, pod, id, host)
     }
 
     /// Removes what was made for a pod as far as it is empty, and the cgroup that a pod without a parent has, whether or not
@@ -111,6 +139,17 @@ fn monitors(place: Place<'_>) -> Option<CgroupPath> {
 fn create(hierarchies: &Hierarchies, path: &CgroupPath) -> Result<Cgroup, Failure> {
     let options = CreateOptions { existing: Existing::Any, ..CreateOptions::default() };
     Cgroup::create(hierarchies, path, &options)
+}
+
+/// Writes a pod's own limits, and its overhead's, into its own cgroup.
+fn limit(cgroup: &Cgroup, pod: &Pod, id: &str, host: &HostFacts) -> Result<(), Error> {
+    let Some(resources) = &pod.resources else { return Ok(()) };
+    let total = pod.overhead.as_ref().map(|overhead| resources.plus(overhead));
+    let resources = total.as_ref().unwrap_or(resources).to_oci(host)?;
+    let limits = Limits::from_spec(&resources)
+        .map_err(|error| Error::invalid("config.linux.resources", error.to_string()))?;
+    let failed = |failure| Error::Engine { what: "pod sandbox", id: id.to_owned(), failure };
+    cgroup.update(&limits).map_err(failed)
 }
 
 fn directories(cgroup: &Cgroup) -> Vec<PathBuf> {

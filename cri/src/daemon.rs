@@ -157,7 +157,12 @@ impl Daemon {
 
     /// See [`MadeCgroups::ensure_parent`].
     pub fn ensure_parent(&self, pod: &Pod, id: &str) -> Result<Vec<PathBuf>, Error> {
-        self.made_cgroups.ensure_parent(self.cgroup_place(), pod, id)
+        self.made_cgroups.ensure_parent(self.cgroup_place(), pod, id, &self.host)
+    }
+
+    /// See [`MadeCgroups::limit_pod`].
+    pub fn limit_pod(&self, pod: &Pod, id: &str) -> Result<(), Error> {
+        MadeCgroups::limit_pod(self.cgroup_place(), pod, id, &self.host)
     }
 
     /// See [`MadeCgroups::remove`].

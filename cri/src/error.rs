@@ -184,6 +184,8 @@ fn failure_code(failure: &Failure) -> Code {
         (Step::Config, _) | (Step::Cgroup | Step::Sysctl, Some(Errno::INVAL | Errno::RANGE)) => {
             Code::InvalidArgument
         }
+        // cgroup v1 refuses a limit below what is in use.
+        (Step::Cgroup, Some(Errno::BUSY)) => Code::FailedPrecondition,
         // fork's own limits: pids.max of the runtime's cgroup, RLIMIT_NPROC, pid_max.
         (Step::Clone, Some(Errno::AGAIN)) => Code::ResourceExhausted,
         (Step::Handshake, Some(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED)) => Code::Unavailable,
@@ -231,6 +233,7 @@ mod tests {
             (Step::Mount, Errno::NOENT, Code::FailedPrecondition),
             (Step::Mount, Errno::PERM, Code::Internal),
             (Step::Cgroup, Errno::INVAL, Code::InvalidArgument),
+            (Step::Cgroup, Errno::BUSY, Code::FailedPrecondition),
             (Step::Hook, Errno::TIMEDOUT, Code::DeadlineExceeded),
             (Step::Handshake, Errno::PIPE, Code::Unavailable),
             (Step::Seccomp, Errno::INVAL, Code::Internal),

@@ -121,6 +121,14 @@ impl Client {
         &self.socket
     }
 
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.tokio.block_on(work)
+    }
+
     /// Sends an empty request to any method by its path, such as `/runtime.v1.RuntimeService/Version`, also to
     /// those the binding does not know. An answer that does not come within a second counts as one.
     pub fn raw_call(&self, path: &'static str) -> Result<(), Status> {

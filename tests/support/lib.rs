@@ -14,6 +14,7 @@ pub mod node;
 pub mod oci;
 pub mod pod;
 pub mod process;
+pub mod raw;
 pub mod root;
 pub mod skip;
 pub mod snapshot;
@@ -24,6 +25,7 @@ pub use criu::Criu;
 pub use deadline::{Deadline, seconds};
 pub use node::{Node, NodeOptions};
 pub use pod::{Container, ContainerBuilder, Pod, PodBuilder};
+pub use raw::Wire;
 pub use root::BusyboxRoot;
 pub use snapshot::HostSnapshot;
 

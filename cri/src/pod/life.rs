@@ -15,7 +15,7 @@ use crate::daemon::blocking;
 use crate::error::Error;
 use crate::monitor_client::{ClientError, Notice};
 use crate::records::{ContainerRecord, SandboxRecord};
-use crate::translate::Resources;
+use crate::translate::{Pod, Resources};
 use crate::v1::{ContainerEventType, LinuxContainerResources, UpdatePodSandboxResourcesRequest};
 
 /// How long a container that could not be started may take to be gone.
@@ -64,28 +64,26 @@ impl PodTask {
         }
     }
 
-    /// Lays the new limits over those in force: all of them, or none.
+    /// Lays the new limits over those in force: all of them, or none. Of a container that has ended, only what is told of it
+    /// changes, as with containerd: kubelet may have asked just before the end.
     pub(super) async fn update_container(
         &mut self,
         id: &str,
         later: LinuxContainerResources,
     ) -> Result<(), Error> {
         let view = self.container(id)?;
-        if !view.alive() {
-            return Err(Error::FailedPrecondition {
-                what: "container",
-                id: id.to_owned(),
-                reason: "has exited: there is nothing to limit".into(),
-            });
+        let old = view.record.resources.clone();
+        Resources::parse("linux", later.clone())?;
+        let resources = merge(old.clone(), later);
+        // The sum has to be right too: a new limit on memory may be above an old one on memory and swap.
+        let limits = self.limits(id, &resources)?;
+        if view.alive() {
+            let request = Op::Update { container: id.to_owned(), resources: limits };
+            if let Err(error) = self.order(request).await {
+                self.restore_limits(id, &old).await;
+                return Err(self.failed("container", id, error));
+            }
         }
-        let resources = merge(view.record.resources.clone(), later.clone());
-        let parse = |raw| Resources::parse("linux", raw);
-        let limits =
-            parse(view.record.resources.clone())?.updated(parse(later)?).to_oci(&self.daemon.host)?;
-        let limits = serde_json::to_value(&limits)
-            .map_err(|error| Error::internal(format!("limits of container {id}"), error))?;
-        let request = Op::Update { container: id.to_owned(), resources: limits };
-        self.order(request).await.map_err(|error| self.failed("container", id, error))?;
 
         let record = ContainerRecord { resources, ..(*view.record).clone() };
         let dir = self.dirs.container(id);
@@ -94,39 +92,62 @@ impl PodTask {
             Ok(record)
         })
         .await?;
-        let state = self.container(id)?.state.clone();
-        self.view
-            .containers
-            .insert(id.to_owned(), Arc::new(ContainerView { record: Arc::new(record), state }));
+        let current = self.container(id)?;
+        let view = ContainerView { record: Arc::new(record), ..(*current).clone() };
+        self.view.containers.insert(id.to_owned(), Arc::new(view));
         self.publish();
         Ok(())
     }
 
-    /// kubelet has changed the pod's own cgroup and says so; the numbers are kept for statuses.
+    /// Limits as the monitor takes them.
+    fn limits(&self, id: &str, resources: &LinuxContainerResources) -> Result<serde_json::Value, Error> {
+        let limits = Resources::parse("linux", resources.clone())?.to_oci(&self.daemon.host)?;
+        serde_json::to_value(&limits)
+            .map_err(|error| Error::internal(format!("limits of container {id}"), error))
+    }
+
+    /// Writes the old limits again after new ones were refused half way.
+    async fn restore_limits(&mut self, id: &str, old: &LinuxContainerResources) {
+        let Ok(resources) = self.limits(id, old) else { return };
+        if let Err(error) = self.order(Op::Update { container: id.to_owned(), resources }).await {
+            tracing::warn!(container = %short(id), %error, "the limits before a refused update cannot be restored");
+        }
+    }
+
+    /// The numbers are kept for statuses. Where kubelet has made the pod's cgroup, kubelet has changed it before this call;
+    /// where it was made here, it is changed here.
     pub(super) async fn update_pod(
         &mut self,
         request: UpdatePodSandboxResourcesRequest,
     ) -> Result<(), Error> {
-        let check = |field, raw: &Option<LinuxContainerResources>| {
-            raw.clone().map(|raw| Resources::parse(field, raw)).transpose()
-        };
-        check("overhead", &request.overhead)?;
-        check("resources", &request.resources)?;
         let mut record = SandboxRecord::clone(&self.view.record);
         let linux = record.config.linux.get_or_insert_default();
-        if request.overhead.is_some() {
-            linux.overhead = request.overhead;
+        if let Some(overhead) = request.overhead {
+            Resources::parse("overhead", overhead.clone())?;
+            linux.overhead = Some(merge(linux.overhead.take().unwrap_or_default(), overhead));
         }
-        if request.resources.is_some() {
-            linux.resources = request.resources;
+        if let Some(resources) = request.resources {
+            Resources::parse("resources", resources.clone())?;
+            linux.resources = Some(merge(linux.resources.take().unwrap_or_default(), resources));
         }
+        let parse = |field, raw: &Option<LinuxContainerResources>| {
+            raw.clone().map(|raw| Resources::parse(field, raw)).transpose()
+        };
+        let pod = Pod {
+            overhead: parse("overhead", &linux.overhead)?,
+            resources: parse("resources", &linux.resources)?,
+            ..(*self.view.pod).clone()
+        };
         let dir = self.dirs.state.clone();
-        let record = blocking(debug_span!("pod_record"), move || {
+        let daemon = self.daemon.clone();
+        let (record, pod) = blocking(debug_span!("pod_limits"), move || {
+            daemon.limit_pod(&pod, &record.id)?;
             record.write(&dir)?;
-            Ok(record)
+            Ok((record, pod))
         })
         .await?;
         self.view.record = Arc::new(record);
+        self.view.pod = Arc::new(pod);
         self.publish();
         Ok(())
     }
@@ -194,27 +215,35 @@ fn merge(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxCon
         cpu_quota: number(old.cpu_quota, new.cpu_quota),
         cpu_shares: number(old.cpu_shares, new.cpu_shares),
         memory_limit_in_bytes: number(old.memory_limit_in_bytes, new.memory_limit_in_bytes),
+        // A limit on memory without a word on swap means no swap, in an update as in a creation: the old sum of both, which may be
+        // less than the new limit, is gone with the old limit. So it is with containerd.
+        memory_swap_limit_in_bytes: if new.memory_limit_in_bytes == 0 {
+            number(old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes)
+        } else {
+            new.memory_swap_limit_in_bytes
+        },
         // Cannot be changed while the container runs.
         oom_score_adj: old.oom_score_adj,
         cpuset_cpus: text(old.cpuset_cpus, new.cpuset_cpus),
         cpuset_mems: text(old.cpuset_mems, new.cpuset_mems),
-        hugepage_limits: if new.hugepage_limits.is_empty() {
-            old.hugepage_limits
-        } else {
-            new.hugepage_limits
+        hugepage_limits: {
+            let mut limits = old.hugepage_limits;
+            limits.retain(|old| new.hugepage_limits.iter().all(|new| new.page_size != old.page_size));
+            limits.extend(new.hugepage_limits);
+            limits
         },
         unified: {
             let mut unified = old.unified;
             unified.extend(new.unified);
             unified
         },
-        memory_swap_limit_in_bytes: number(old.memory_swap_limit_in_bytes, new.memory_swap_limit_in_bytes),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v1::HugepageLimit;
 
     #[test]
     fn an_update_changes_only_what_it_gives() {
@@ -233,5 +262,29 @@ mod tests {
         assert_eq!(merged.cpu_shares, 100);
         assert_eq!(merged.memory_limit_in_bytes, 2 << 20);
         assert_eq!(merged.oom_score_adj, 5);
+    }
+
+    #[test]
+    fn a_new_limit_on_memory_takes_the_old_sum_with_swap_away() {
+        let old = LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            memory_swap_limit_in_bytes: 64 << 20,
+            ..Default::default()
+        };
+        let memory = LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+        assert_eq!(merge(old.clone(), memory).memory_swap_limit_in_bytes, 0);
+        let shares = LinuxContainerResources { cpu_shares: 2, ..Default::default() };
+        assert_eq!(merge(old, shares).memory_swap_limit_in_bytes, 64 << 20);
+    }
+
+    #[test]
+    fn huge_pages_are_updated_size_by_size() {
+        let limit = |page_size: &str, limit| HugepageLimit { page_size: page_size.to_owned(), limit };
+        let old = LinuxContainerResources {
+            hugepage_limits: vec![limit("2MB", 1), limit("1GB", 2)],
+            ..Default::default()
+        };
+        let new = LinuxContainerResources { hugepage_limits: vec![limit("2MB", 3)], ..Default::default() };
+        assert_eq!(merge(old, new).hugepage_limits, [limit("1GB", 2), limit("2MB", 3)]);
     }
 }

@@ -4,7 +4,7 @@
 //!   v1::PodSandboxConfig  --Pod::parse-------->  Pod        checked once, when the pod is run
 //!   v1::ContainerConfig   --Container::parse-->  Container  checked once, against its Pod
 //!   Container + ContainerInputs  --container_spec-->  oci_spec::runtime::Spec
-//!   v1::LinuxContainerResources  --resources------->  oci_spec::runtime::LinuxResources
+//!   v1::LinuxContainerResources  --Resources-------->  oci_spec::runtime::LinuxResources
 //! ```
 //!
 //! Parsing refuses what can never be right and names the field. [`container_spec`] adds what only the node knows
@@ -45,7 +45,7 @@ pub use namespaces::{ContainerPid, IdRange, PodNamespaces, PodPid, Shared, Usern
 pub use pod::{
     APPARMOR_PROFILE, CgroupDriver, CgroupParent, Defaults, Dns, Pod, PodMetadata, PodSecurity, PortMapping,
 };
-pub use resources::{Resources, resources};
+pub use resources::Resources;
 pub use security::{AppArmor, MASKED_PATHS, READONLY_PATHS, SeLinux, Seccomp};
 pub use signals::StopSignal;
 pub use sysctls::sysctl_path;

@@ -11,6 +11,8 @@ use crate::v1;
 
 /// The kernel's bounds of a CFS period, in microseconds.
 const PERIOD_US: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+/// The kernel's CFS period where none is given, in microseconds.
+const PERIOD_DEFAULT_US: u64 = 100_000;
 /// The kernel's smallest CFS quota, in microseconds.
 const QUOTA_MIN_US: i64 = 1_000;
 /// Largest quota, in microseconds per period: far more CPUs than exist, and within what the kernel multiplies.
@@ -102,22 +104,36 @@ impl Resources {
         Ok(resources)
     }
 
-    /// Later limits over these: what `later` gives replaces what is here. For `ContainerStatus.resources`.
+    /// What a pod's own cgroup is limited to: its containers' sum and the overhead on top. What the sum does not limit stays
+    /// unlimited, whatever the overhead.
     #[must_use]
-    pub fn updated(mut self, later: Self) -> Self {
-        let Self { hugepage_limits, unified, field, .. } = later;
-        self.cpu_period = later.cpu_period.or(self.cpu_period);
-        self.cpu_quota = later.cpu_quota.or(self.cpu_quota);
-        self.cpu_shares = later.cpu_shares.or(self.cpu_shares);
-        self.cpuset_cpus = later.cpuset_cpus.or(self.cpuset_cpus);
-        self.cpuset_mems = later.cpuset_mems.or(self.cpuset_mems);
-        self.memory_limit = later.memory_limit.or(self.memory_limit);
-        self.memory_swap_limit = later.memory_swap_limit.or(self.memory_swap_limit);
-        self.hugepage_limits.extend(hugepage_limits);
-        self.unified.extend(unified);
-        self.field = field;
-        // oom_score_adj is of the process, which an update does not reach.
-        self
+    pub fn plus(&self, overhead: &Self) -> Self {
+        let period = self.cpu_period.unwrap_or(PERIOD_DEFAULT_US);
+        // The overhead's share of a CPU, in the sum's periods.
+        let quota = |quota: i64| match overhead.cpu_quota {
+            Some(more) if quota != -1 && more != -1 => {
+                let own = i128::from(overhead.cpu_period.unwrap_or(PERIOD_DEFAULT_US).max(1));
+                let more = i128::from(more) * i128::from(period) / own;
+                quota.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(QUOTA_MAX_US)
+            }
+            _ => quota,
+        };
+        let bytes = |own: Option<i64>, more: Option<i64>| match (own, more) {
+            (Some(own), Some(more)) if own != -1 && more != -1 => Some(own.saturating_add(more)),
+            (own, _) => own,
+        };
+        Self {
+            cpu_quota: self.cpu_quota.map(quota),
+            cpu_shares: self
+                .cpu_shares
+                .map(|shares| (shares + overhead.cpu_shares.unwrap_or(0)).min(SHARES.end().unsigned_abs())),
+            memory_limit: bytes(self.memory_limit, overhead.memory_limit),
+            memory_swap_limit: bytes(
+                self.memory_swap_limit,
+                overhead.memory_swap_limit.or(overhead.memory_limit),
+            ),
+            ..self.clone()
+        }
     }
 
     /// CPU time and placement.
@@ -156,36 +172,6 @@ impl Resources {
         }
         Ok(limits)
     }
-}
-
-impl From<&Resources> for v1::LinuxContainerResources {
-    fn from(resources: &Resources) -> Self {
-        let signed = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok()).unwrap_or_default();
-        Self {
-            cpu_period: signed(resources.cpu_period),
-            cpu_quota: resources.cpu_quota.unwrap_or_default(),
-            cpu_shares: signed(resources.cpu_shares),
-            memory_limit_in_bytes: resources.memory_limit.unwrap_or_default(),
-            oom_score_adj: resources.oom_score_adj.into(),
-            cpuset_cpus: resources.cpuset_cpus.clone().unwrap_or_default(),
-            cpuset_mems: resources.cpuset_mems.clone().unwrap_or_default(),
-            hugepage_limits: resources
-                .hugepage_limits
-                .iter()
-                .map(|(size, limit)| v1::HugepageLimit {
-                    page_size: size.clone(),
-                    limit: limit.unsigned_abs(),
-                })
-                .collect(),
-            unified: resources.unified.clone().into_iter().collect(),
-            memory_swap_limit_in_bytes: resources.memory_swap_limit.unwrap_or_default(),
-        }
-    }
-}
-
-/// The spec's resources of `UpdateContainerResources`: only what the request gives.
-pub fn resources(raw: v1::LinuxContainerResources, host: &HostFacts) -> Result<LinuxResources, Error> {
-    Resources::parse("linux", raw)?.to_oci(host)
 }
 
 /// `pids.max` of the node's configuration.

@@ -454,7 +454,8 @@ impl Pod {
         if let Some(failure) = &start_failure {
             actions.extend(waiting.into_iter().map(|caller| reply(caller, Err(failure.clone()))));
         }
-        let killed_for_memory = oom_kills && end.signal == Some(rustix::process::Signal::KILL.as_raw());
+        // A shell whose child was killed ends with 137 by itself: as for containerd, any kill counts, unless all went well.
+        let killed_for_memory = oom_kills && start_failure.is_none() && end.exit_code != 0;
         let record = ExitRecord {
             exit_code: start_failure.as_ref().map_or(end.exit_code, start_failure_code),
             signal: end.signal,

@@ -303,7 +303,7 @@ pub struct ExitRecord {
     /// The signal that killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// The kernel's OOM killer killed a process of its cgroup and init died of SIGKILL.
+    /// The kernel's OOM killer killed a process of its cgroup, and the container did not end well.
     pub oom_killed: bool,
     /// When it executed its program, in nanoseconds since the epoch; None: it never did.
     pub started_at_ns: Option<i64>,

@@ -39,9 +39,6 @@ fn every_limit_reaches_the_spec() {
     assert_eq!((huge.page_size().as_str(), huge.limit()), ("2MB", 4 << 20));
     assert_eq!(resources.unified().as_ref().unwrap()["memory.high"], "1000000");
     assert_eq!(f.process().oom_score_adj(), Some(-997));
-
-    let parsed = f.parse().unwrap().1.resources;
-    assert_eq!(v1::LinuxContainerResources::from(&parsed), *f.resources());
 }
 
 #[test]
@@ -68,27 +65,42 @@ fn no_limit_of_cpu_is_minus_one() {
 
 #[test]
 fn an_update_has_only_what_is_given() {
+    let oci = |raw| Resources::parse("linux", raw).and_then(|parsed| parsed.to_oci(&HostFacts::default()));
     let raw = v1::LinuxContainerResources { cpu_shares: 204, oom_score_adj: 1000, ..Default::default() };
-    let update = super::super::resources(raw.clone(), &HostFacts::default()).unwrap();
+    let update = oci(raw).unwrap();
     assert_eq!(update.cpu().as_ref().unwrap().shares(), Some(204));
     assert_eq!((update.memory(), update.devices(), update.pids()), (&None, &None, &None));
     assert_eq!((update.unified(), update.hugepage_limits()), (&None, &None));
-    let raw_bad = v1::LinuxContainerResources { cpu_quota: -2, ..Default::default() };
-    let error = super::super::resources(raw_bad, &HostFacts::default()).unwrap_err();
+    let error = oci(v1::LinuxContainerResources { cpu_quota: -2, ..Default::default() }).unwrap_err();
     assert!(error.to_string().starts_with("linux.cpu_quota: -2 is no limit"), "{error}");
+}
 
-    let first = v1::LinuxContainerResources {
-        cpu_shares: 2,
-        memory_limit_in_bytes: 1 << 20,
-        oom_score_adj: 5,
+#[test]
+fn overhead_comes_on_top_of_what_is_limited() {
+    let parse = |raw| Resources::parse("x", raw).unwrap();
+    let sum = parse(v1::LinuxContainerResources {
+        cpu_period: 50_000,
+        cpu_quota: 25_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
         ..Default::default()
-    };
-    let merged = Resources::parse("a", first).unwrap().updated(Resources::parse("b", raw).unwrap());
-    let reported = v1::LinuxContainerResources::from(&merged);
-    assert_eq!(
-        (reported.cpu_shares, reported.memory_limit_in_bytes, reported.oom_score_adj),
-        (204, 1 << 20, 5)
-    );
+    });
+    let overhead = parse(v1::LinuxContainerResources {
+        cpu_quota: 20_000,
+        cpu_shares: 100,
+        memory_limit_in_bytes: 16 << 20,
+        ..Default::default()
+    });
+    let total = sum.plus(&overhead);
+    // A fifth of a CPU is 10 ms of the sum's 50 ms.
+    assert_eq!((total.cpu_period, total.cpu_quota), (Some(50_000), Some(35_000)));
+    assert_eq!((total.cpu_shares, total.memory_limit), (Some(612), Some(80 << 20)));
+    assert_eq!(total.memory_swap_limit, None);
+    let unlimited = Resources::default().plus(&overhead);
+    assert_eq!(unlimited, Resources::default(), "overhead limits nothing by itself");
+    let open =
+        parse(v1::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: -1, ..Default::default() });
+    assert_eq!(open.plus(&overhead), open);
 }
 
 #[test]

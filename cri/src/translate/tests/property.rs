@@ -372,7 +372,8 @@ proptest! {
 
     #[test]
     fn any_update_is_answered(raw in resources().boxed()) {
-        match super::super::resources(raw, &HostFacts::default()) {
+        let parsed = Resources::parse("linux", raw);
+        match parsed.and_then(|parsed| parsed.to_oci(&HostFacts::default())) {
             Ok(update) => drop(serde_json::to_string(&update).unwrap()),
             Err(error) => usable(error)?,
         }

@@ -109,12 +109,13 @@ fn killed_before_its_start() {
 }
 
 #[test]
-fn oom_killed_needs_both_the_counter_and_the_signal() {
+fn oom_killed_needs_both_the_counter_and_a_failure() {
     for (oom_kills, end, flag) in [
         (true, KILLED, true),
         (false, KILLED, false),
         (true, End { exit_code: 0, signal: None }, false),
-        (true, End { exit_code: 137, signal: None }, false),
+        (true, End { exit_code: 137, signal: None }, true),
+        (false, End { exit_code: 137, signal: None }, false),
     ] {
         let mut pod = pod_with_container();
         start(&mut pod, 1);
