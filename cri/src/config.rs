@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::check;
+use crate::translate::{HandlerRules, PrivilegedDevices};
+
 /// The documented configuration file with every default.
 pub const DOCUMENTED: &str = include_str!("config.toml");
 
@@ -225,11 +228,47 @@ impl Default for Runtime {
 pub struct Handler {
     /// The longest part of a log line in bytes.
     pub log_part_bytes: u32,
+    /// Annotations of pods that are copied into the runtime-spec; `*` stands for anything.
+    pub pod_annotations: Vec<String>,
+    /// Annotations of containers that are copied into the runtime-spec; `*` stands for anything.
+    pub container_annotations: Vec<String>,
+    /// Privileged containers get none of the host's device nodes.
+    pub privileged_without_host_devices: bool,
+    /// With the former: they may use every device all the same.
+    pub privileged_without_host_devices_all_devices_allowed: bool,
+    /// Containers may make cgroups below their own, on cgroup v2.
+    pub cgroup_writable: bool,
 }
 
 impl Default for Handler {
     fn default() -> Self {
-        Self { log_part_bytes: 16 * 1024 }
+        Self {
+            log_part_bytes: 16 * 1024,
+            pod_annotations: Vec::new(),
+            container_annotations: Vec::new(),
+            privileged_without_host_devices: false,
+            privileged_without_host_devices_all_devices_allowed: false,
+            cgroup_writable: false,
+        }
+    }
+}
+
+impl Handler {
+    /// What it decides for its pods.
+    pub fn rules(&self) -> HandlerRules {
+        HandlerRules {
+            pod_annotations: self.pod_annotations.clone(),
+            container_annotations: self.container_annotations.clone(),
+            privileged_devices: match (
+                self.privileged_without_host_devices,
+                self.privileged_without_host_devices_all_devices_allowed,
+            ) {
+                (false, _) => PrivilegedDevices::Nodes,
+                (true, true) => PrivilegedDevices::AccessOnly,
+                (true, false) => PrivilegedDevices::None,
+            },
+            cgroup_writable: self.cgroup_writable,
+        }
     }
 }
 
@@ -297,9 +336,20 @@ impl Config {
                 "expected an absolute cgroup path such as /podwright, without `..`",
             );
         }
-        for handler in self.runtime.handlers.values() {
+        for (name, handler) in &self.runtime.handlers {
+            if name.len() > check::NAME_BYTES || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                return value("runtime.handlers", format!("{} is not a handler's name", check::shown(name)));
+            }
             if !(64..=64 * 1024).contains(&handler.log_part_bytes) {
                 return value("runtime.handlers.*.log_part_bytes", "expected 64 to 65536");
+            }
+            if handler.privileged_without_host_devices_all_devices_allowed
+                && !handler.privileged_without_host_devices
+            {
+                return value(
+                    "runtime.handlers.*.privileged_without_host_devices_all_devices_allowed",
+                    "means something only with privileged_without_host_devices",
+                );
             }
         }
         Ok(())
@@ -422,6 +472,11 @@ mod tests {
             ("[cgroup]\nruntime = '/../x'", "cgroup.runtime"),
             ("[cgroup]\nruntime = '/'", "cgroup.runtime"),
             ("[runtime.handlers.x]\nlog_part_bytes = 1", "log_part_bytes"),
+            ("[runtime.handlers.'a b']", "runtime.handlers"),
+            (
+                "[runtime.handlers.x]\nprivileged_without_host_devices_all_devices_allowed = true",
+                "all_devices_allowed",
+            ),
             ("[server]\nstreaming_address = 'localhost'", "streaming_address"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use runtime::failure::{Failure, Step};
@@ -69,7 +70,14 @@ pub async fn stop(daemon: &Daemon, request: StopContainerRequest) -> Result<(), 
     let record = &found.container.record;
     let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0)).min(MAX_GRACE);
     if !grace.is_zero() {
-        signal(&found, record.stop_signal, false).await?;
+        // A retry, or a second client, waits too: to many programs the same signal again means to hurry.
+        let sent = &found.container.stop_sent;
+        if !sent.swap(true, Ordering::Relaxed)
+            && let Err(error) = signal(&found, record.stop_signal, false).await
+        {
+            sent.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
         if found.pod.wait_exit(&record.id, grace).await {
             return Ok(());
         }

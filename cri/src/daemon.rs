@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use runtime::cgroup::{CgroupPath, Driver, Hierarchies};
 
 use crate::cgroups::{MadeCgroups, Place};
-use crate::config::{CgroupDriver, Config};
+use crate::config::{CgroupDriver, Config, Handler};
 use crate::error::Error;
 use crate::events::Events;
 use crate::host;
@@ -75,12 +75,13 @@ impl Daemon {
         };
         let defaults = Defaults {
             host_hostname: host::hostname(),
-            runtime_handlers: config
+            default_handler: config.runtime.handlers.get("").map(Handler::rules).unwrap_or_default(),
+            handlers: config
                 .runtime
                 .handlers
-                .keys()
-                .filter(|name| !name.is_empty())
-                .cloned()
+                .iter()
+                .filter(|(name, _)| !name.is_empty())
+                .map(|(name, handler)| (name.clone(), handler.rules()))
                 .collect(),
             cgroup_driver: match driver {
                 Driver::Cgroupfs => translate::CgroupDriver::Cgroupfs,

@@ -184,13 +184,13 @@ fn failure_code(failure: &Failure) -> Code {
         (Step::Config, _) | (Step::Cgroup | Step::Sysctl, Some(Errno::INVAL | Errno::RANGE)) => {
             Code::InvalidArgument
         }
-        // cgroup v1 refuses a limit below what is in use.
-        (Step::Cgroup, Some(Errno::BUSY)) => Code::FailedPrecondition,
         // fork's own limits: pids.max of the runtime's cgroup, RLIMIT_NPROC, pid_max.
         (Step::Clone, Some(Errno::AGAIN)) => Code::ResourceExhausted,
         (Step::Handshake, Some(Errno::PIPE | Errno::CONNRESET | Errno::CONNREFUSED)) => Code::Unavailable,
         // The image and the request decide these: what they name is missing or is of the wrong kind.
+        // So do cgroups: v1 refuses a limit below what is in use.
         (Step::Exec | Step::WorkingDirectory | Step::Request, _)
+        | (Step::Cgroup, Some(Errno::BUSY))
         | (
             Step::Mount | Step::Device | Step::Rootfs | Step::MaskPath | Step::Network | Step::Hook,
             Some(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::NODEV | Errno::NXIO),

@@ -227,14 +227,14 @@ fn a_pods_own_limits_are_those_of_its_cgroup() -> Outcome {
 
     // UpdatePodSandboxResources is younger than the binding: pod_sandbox_id = 1, overhead = 2, resources = 3.
     let resources = |bytes| Wire::default().varint(4, bytes);
-    let request = Wire::default().bytes(1, pod.id.as_bytes()).message(3, resources(256 << 20));
+    let request = Wire::default().bytes(1, pod.id.as_bytes()).message(3, &resources(256 << 20));
     pod.client.raw("/runtime.v1.RuntimeService/UpdatePodSandboxResources", request.0)?;
     assert_eq!(memory()?, (272_u64 << 20).to_string());
     let info: serde_json::Value = serde_json::from_str(&pod.client.pod_info(&pod.id)?["info"])?;
     assert_eq!(info["config"]["linux"]["resources"]["memory_limit_in_bytes"], 256 << 20);
     assert_eq!(info["config"]["linux"]["resources"]["cpu_quota"], 50_000);
 
-    let bad = Wire::default().bytes(1, pod.id.as_bytes()).message(3, resources(1));
+    let bad = Wire::default().bytes(1, pod.id.as_bytes()).message(3, &resources(1));
     let error = pod.client.raw("/runtime.v1.RuntimeService/UpdatePodSandboxResources", bad.0).unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error:?}");
     assert_eq!(memory()?, (272_u64 << 20).to_string());

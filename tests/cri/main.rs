@@ -9,6 +9,7 @@ mod hostile;
 mod images;
 mod isolation;
 mod leaks;
+mod life;
 mod limits;
 mod logs;
 mod person;

@@ -98,11 +98,11 @@ fn a_name_in_use_is_refused_and_another_attempt_is_not() -> Outcome {
     let error = pod.client.run_pod(&pod.config).unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);
     assert!(error.message().contains("name") && error.message().contains(&pod.id), "{}", error.message());
-    let second = PodBuilder { config: pod.config.clone() }
+    let second = PodBuilder { config: pod.config.clone(), handler: String::new() }
         .with(|config| config.metadata.as_mut().unwrap().attempt = 1);
     second.run(&node)?;
     pod.remove()?;
-    PodBuilder { config: pod.config.clone() }.run(&node)?;
+    PodBuilder { config: pod.config.clone(), handler: String::new() }.run(&node)?;
     Ok(())
 }
 

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use k8s_cri::v1;
+use prost::Message as _;
 use tonic::Status;
 
-use crate::{Client, Deadline, ExecOutput, Node, watch};
+use crate::{Client, Deadline, ExecOutput, Node, Wire, watch};
 
 /// The text between a CRI log line's fields: `time stream tag text`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub fn parse_log(bytes: &[u8]) -> Vec<LogLine> {
 pub struct PodBuilder {
     /// The configuration as it will be sent.
     pub config: v1::PodSandboxConfig,
+    /// The RuntimeClass handler; empty is the default one.
+    pub handler: String,
 }
 
 impl PodBuilder {
@@ -75,7 +78,14 @@ impl PodBuilder {
             }),
             ..Default::default()
         };
-        Self { config }
+        Self { config, handler: String::new() }
+    }
+
+    /// Chooses a RuntimeClass handler.
+    #[must_use]
+    pub fn handler(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.handler);
+        self
     }
 
     /// Changes the configuration in place.
@@ -123,7 +133,11 @@ impl PodBuilder {
         // kubelet makes the log directory before the call.
         fs::create_dir_all(&self.config.log_directory)?;
         let client = node.client()?;
-        let id = client.run_pod(&self.config).context("RunPodSandbox")?;
+        let request = v1::RunPodSandboxRequest {
+            config: Some(self.config.clone()),
+            runtime_handler: self.handler.clone(),
+        };
+        let id = client.run_pod_sandbox(request).context("RunPodSandbox")?.pod_sandbox_id;
         Ok(Pod {
             client,
             id,
@@ -268,6 +282,21 @@ impl<'pod> ContainerBuilder<'pod> {
     #[must_use]
     pub fn user(self, uid: i64) -> Self {
         self.security(|context| context.run_as_user = Some(v1::Int64Value { value: uid }))
+    }
+
+    /// Sends `CreateContainer` with more fields for the configuration than the binding knows.
+    pub fn create_with(self, newer: &Wire) -> Result<Container<'pod>, Status> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: self.pod.id.clone(),
+            config: Some(self.config.clone()),
+            sandbox_config: Some(self.pod.config.clone()),
+        };
+        let bytes = Wire(request.encode_to_vec()).message(2, newer).0;
+        let answer = self.pod.client.raw("/runtime.v1.RuntimeService/CreateContainer", bytes)?;
+        let answer = v1::CreateContainerResponse::decode(&answer.0[..])
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let log = Path::new(&self.pod.config.log_directory).join(&self.config.log_path);
+        Ok(Container { pod: self.pod, id: answer.container_id, log, config: self.config })
     }
 
     /// Sends `CreateContainer`.

@@ -34,16 +34,19 @@ impl Wire {
 
     /// Adds a message.
     #[must_use]
-    pub fn message(self, field: u32, value: Self) -> Self {
+    pub fn message(self, field: u32, value: &Self) -> Self {
         self.bytes(field, &value.0)
     }
 
     fn put(&mut self, mut value: u64) {
-        while value > 0x7f {
-            self.0.push((value & 0x7f) as u8 | 0x80);
+        loop {
+            let [low, ..] = value.to_le_bytes();
             value >>= 7;
+            if value == 0 {
+                return self.0.push(low);
+            }
+            self.0.push(low | 0x80);
         }
-        self.0.push(value as u8);
     }
 
     /// The last number of a field, through the messages that `path` names on the way. None: it is not there, which is 0.
@@ -163,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_written_is_found_again() {
         let inner = Wire::default().varint(18, 300).bytes(2, b"x");
-        let outer = Wire::default().message(1, inner).varint(3, u64::MAX);
+        let outer = Wire::default().message(1, &inner).varint(3, u64::MAX);
         assert_eq!(outer.number(&[1, 18]).unwrap(), Some(300));
         assert_eq!(outer.number(&[3]).unwrap(), Some(u64::MAX));
         assert_eq!(outer.number(&[1, 4]).unwrap(), None);

@@ -62,6 +62,6 @@ fn pods_of_another_boot_are_not_ready_and_their_containers_exited() -> Outcome {
     client.remove_pod(&pod.id)?;
     assert!(client.pods()?.is_empty());
     // The name is free again.
-    PodBuilder { config: pod.config.clone() }.run(&node)?;
+    PodBuilder { config: pod.config.clone(), handler: String::new() }.run(&node)?;
     Ok(())
 }

@@ -58,7 +58,7 @@ impl PodTask {
             Ok(record)
         })
         .await?;
-        let view = ContainerView { record: Arc::new(record), state: ContainerState::Created { pid } };
+        let view = ContainerView::new(record, ContainerState::Created { pid });
         self.view.containers.insert(id.clone(), Arc::new(view));
         self.daemon.store.add_container(&id, &self.view.record.id);
         self.publish();

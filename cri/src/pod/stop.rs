@@ -176,8 +176,7 @@ impl PodTask {
             let id = view.record.id.clone();
             match ended {
                 Ok((record, exit)) => {
-                    let view =
-                        ContainerView { record: Arc::new(record), state: ContainerState::Exited(exit) };
+                    let view = ContainerView::new(record, ContainerState::Exited(exit));
                     self.view.containers.insert(id.clone(), Arc::new(view));
                 }
                 Err(error) => {

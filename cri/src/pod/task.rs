@@ -256,7 +256,7 @@ impl PodTask {
     /// Changes a container's state and publishes it.
     pub(super) fn set_state(&mut self, container: &str, state: ContainerState) {
         if let Some(known) = self.view.containers.get_mut(container) {
-            *known = Arc::new(ContainerView { record: known.record.clone(), state });
+            *known = Arc::new(ContainerView { state, ..(**known).clone() });
         }
         self.publish();
     }

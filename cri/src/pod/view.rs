@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use runtime::monitor::protocol::ExitRecord;
 
@@ -39,6 +40,8 @@ pub struct ContainerView {
     pub record: Arc<ContainerRecord>,
     /// How far it is.
     pub state: ContainerState,
+    /// Whether StopContainer has sent the stop signal: a retry waits, and does not send it again.
+    pub stop_sent: Arc<AtomicBool>,
 }
 
 /// How far a container is.
@@ -70,6 +73,11 @@ impl PodView {
 }
 
 impl ContainerView {
+    /// A container as far as is known.
+    pub fn new(record: ContainerRecord, state: ContainerState) -> Self {
+        Self { record: Arc::new(record), state, stop_sent: Arc::default() }
+    }
+
     /// Whether a process of it may live.
     pub fn alive(&self) -> bool {
         !matches!(self.state, ContainerState::Exited(_))

@@ -174,7 +174,7 @@ fn read_pod(daemon: &Daemon, id: &str) -> Result<Option<OnDisk>, Error> {
     };
     // A handler that is not configured any more is no reason to forget a pod that runs.
     let mut defaults: Defaults = daemon.defaults.clone();
-    defaults.runtime_handlers.push(record.runtime_handler.clone());
+    defaults.handlers.entry(record.runtime_handler.clone()).or_insert(defaults.default_handler.clone());
     let pod = Pod::parse(record.config.clone(), &record.runtime_handler, &defaults)?;
     let (mut containers, mut half_made) = (Vec::new(), Vec::new());
     for container in container_ids(&dirs.state)? {
@@ -228,7 +228,7 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
             None => records::read_exit(&dirs.container(&container.id))?,
         };
         let state = exit.map_or(ContainerState::Unknown, ContainerState::Exited);
-        views.insert(container.id.clone(), Arc::new(ContainerView { record: Arc::new(container), state }));
+        views.insert(container.id.clone(), Arc::new(ContainerView::new(container, state)));
     }
     let view = PodView {
         record: Arc::new(record),

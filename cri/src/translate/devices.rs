@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::inputs::ContainerInputs;
+use super::pod::PrivilegedDevices;
 use crate::check;
 use crate::error::Error;
 use crate::v1;
@@ -181,7 +182,8 @@ pub(super) fn parse_cdi(field: &str, devices: Vec<v1::CdiDevice>) -> Result<Vec<
 /// The nodes of the spec: the request's and, for a privileged container, all of the host's.
 pub(super) fn nodes(inputs: &ContainerInputs<'_>) -> Vec<LinuxDevice> {
     let mut nodes: Vec<&DeviceNode> = inputs.devices.iter().collect();
-    if inputs.container.security.privileged {
+    let all = inputs.handler().privileged_devices == PrivilegedDevices::Nodes;
+    if inputs.container.security.privileged && all {
         let own = |path: &Path| {
             OF_EVERY_CONTAINER.iter().any(|node| path == Path::new(node))
                 || OF_THEIR_OWN.iter().any(|directory| path.starts_with(directory))
@@ -194,7 +196,8 @@ pub(super) fn nodes(inputs: &ContainerInputs<'_>) -> Vec<LinuxDevice> {
 
 /// The rules of the device cgroup: nothing, then what every container may, then the request's; or everything.
 pub(super) fn rules(inputs: &ContainerInputs<'_>) -> Vec<LinuxDeviceCgroup> {
-    if inputs.container.security.privileged {
+    let restricted = inputs.handler().privileged_devices == PrivilegedDevices::None;
+    if inputs.container.security.privileged && !restricted {
         return vec![rule(true, None, None, None, "rwm")];
     }
     let mut rules = vec![rule(false, None, None, None, "rwm")];

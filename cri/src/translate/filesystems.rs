@@ -87,7 +87,9 @@ fn sysfs(inputs: &ContainerInputs<'_>, access: &str) -> Mount {
 
 /// The container's cgroups.
 fn cgroup_options<'a>(inputs: &ContainerInputs<'a>, access: &'a str) -> Vec<&'a str> {
-    let mut options = vec!["nosuid", "noexec", "nodev", "relatime", access];
+    // Of v1 there is no delegation that would be safe.
+    let writable = inputs.handler().cgroup_writable && inputs.host.cgroup == CgroupVersion::V2;
+    let mut options = vec!["nosuid", "noexec", "nodev", "relatime", if writable { "rw" } else { access }];
     // Without a cgroup namespace these belong to the host's one superblock and would be taken from it.
     if inputs.host.cgroup == CgroupVersion::V2 && inputs.container.security.privileged {
         options.extend(inputs.host.cgroup2_options.iter().map(String::as_str));

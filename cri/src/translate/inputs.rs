@@ -11,7 +11,7 @@ use oci_spec::runtime::{Arch, LinuxSeccomp};
 use super::capabilities::{self, Names};
 use super::container::Container;
 use super::devices::DeviceNode;
-use super::pod::{Defaults, Pod};
+use super::pod::{Defaults, HandlerRules, Pod};
 use super::user::ResolvedUser;
 
 /// Everything the spec of one container is made from.
@@ -45,6 +45,13 @@ pub struct ContainerInputs<'a> {
     pub localhost_seccomp: Option<&'a LinuxSeccomp>,
     /// The level (`s0:c1,c2`) that the pod's containers share where the request gives none.
     pub selinux_level: Option<&'a str>,
+}
+
+impl ContainerInputs<'_> {
+    /// The rules of the pod's handler.
+    pub(super) fn handler(&self) -> &HandlerRules {
+        self.defaults.handler(&self.pod.runtime_handler)
+    }
 }
 
 /// Ids of a container and its pod.

@@ -43,7 +43,8 @@ pub use inputs::{
 pub use mounts::{MountRequest, Propagation, RequestedSource};
 pub use namespaces::{ContainerPid, IdRange, PodNamespaces, PodPid, Shared, Userns};
 pub use pod::{
-    APPARMOR_PROFILE, CgroupDriver, CgroupParent, Defaults, Dns, Pod, PodMetadata, PodSecurity, PortMapping,
+    APPARMOR_PROFILE, CgroupDriver, CgroupParent, Defaults, Dns, HandlerRules, Pod, PodMetadata, PodSecurity,
+    PortMapping, PrivilegedDevices,
 };
 pub use resources::Resources;
 pub use security::{AppArmor, MASKED_PATHS, READONLY_PATHS, SeLinux, Seccomp};

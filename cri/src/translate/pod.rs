@@ -21,8 +21,10 @@ pub const APPARMOR_PROFILE: &str = "podwright-default";
 pub struct Defaults {
     /// The host's name: what a pod without a hostname of its own has.
     pub host_hostname: String,
-    /// Handlers of `RunPodSandbox` beside the default one, whose name is empty.
-    pub runtime_handlers: Vec<String>,
+    /// The handler of pods that name none.
+    pub default_handler: HandlerRules,
+    /// Handlers of `RunPodSandbox` by name.
+    pub handlers: BTreeMap<String, HandlerRules>,
     /// Who makes cgroups; decides the form of a pod's `cgroup_parent`.
     pub cgroup_driver: CgroupDriver,
     /// Let every user bind ports below 1024 in pods with a network of their own.
@@ -33,23 +35,53 @@ pub struct Defaults {
     pub pids_limit: Option<u64>,
     /// The AppArmor profile that `RuntimeDefault` stands for.
     pub apparmor_profile: String,
-    /// Annotations of pods and containers that are copied into the spec: keys, or heads of keys that end in `*`.
-    /// The engine acts on none; hooks and tools may read them.
-    pub passed_annotations: Vec<String>,
+}
+
+/// What a RuntimeClass handler decides for its pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandlerRules {
+    /// Annotations of pods that are copied into the spec: keys, in which `*` stands for anything. The engine acts on none; hooks and
+    /// tools may read them.
+    pub pod_annotations: Vec<String>,
+    /// The same of containers.
+    pub container_annotations: Vec<String>,
+    /// What privileged containers get of the host's devices.
+    pub privileged_devices: PrivilegedDevices,
+    /// Containers may make cgroups below their own: cgroup v2 only.
+    pub cgroup_writable: bool,
+}
+
+/// What privileged containers get of the host's devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PrivilegedDevices {
+    /// Every node, and every access.
+    #[default]
+    Nodes,
+    /// No node, but every access to those that are made.
+    AccessOnly,
+    /// What any other container gets.
+    None,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
         Self {
             host_hostname: "localhost".to_owned(),
-            runtime_handlers: Vec::new(),
+            default_handler: HandlerRules::default(),
+            handlers: BTreeMap::new(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             unprivileged_ports: true,
             unprivileged_icmp: true,
             pids_limit: None,
             apparmor_profile: APPARMOR_PROFILE.to_owned(),
-            passed_annotations: Vec::new(),
         }
+    }
+}
+
+impl Defaults {
+    /// The rules of a handler. One that is not configured any more has the default one's.
+    pub fn handler(&self, name: &str) -> &HandlerRules {
+        self.handlers.get(name).unwrap_or(&self.default_handler)
     }
 }
 
@@ -184,8 +216,11 @@ impl Pod {
         runtime_handler: &str,
         defaults: &Defaults,
     ) -> Result<Self, Error> {
-        if !runtime_handler.is_empty() && !defaults.runtime_handlers.iter().any(|h| h == runtime_handler) {
-            let reason = format!("{} is not configured here", check::shown(runtime_handler));
+        if !runtime_handler.is_empty() && !defaults.handlers.contains_key(runtime_handler) {
+            let reason = format!(
+                "{} is not configured here: a handler is a table [runtime.handlers.NAME] of the configuration",
+                check::shown(runtime_handler)
+            );
             return Err(Error::invalid("runtime_handler", reason));
         }
         if config.windows.is_some() {

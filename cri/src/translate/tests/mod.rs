@@ -251,13 +251,13 @@ fn the_engine_takes_every_kind_of_container() {
 #[test]
 fn annotations_say_whose_container_it_is_and_pass_only_named_ones() {
     let mut f = fixture();
-    f.defaults.passed_annotations = strings(&["example.com/*", "exact"]);
+    f.defaults.default_handler.pod_annotations = strings(&["example.com/*", "exact"]);
     for (key, value) in [("example.com/a", "1"), ("exact", "2"), ("exactly", "3"), ("run.oci.x", "4")] {
         f.pod.annotations.insert(key.into(), value.into());
     }
     f.container.annotations.insert("io.kubernetes.cri.sandbox-id".into(), "other".into());
     f.container.annotations.insert("exact".into(), "of the container".into());
-    f.defaults.passed_annotations.push("io.kubernetes.*".into());
+    f.defaults.default_handler.container_annotations = strings(&["io.kubernetes.*", "exact"]);
     let spec = f.spec();
     let annotations = spec.annotations().as_ref().unwrap();
     let get = |key: &str| annotations.get(key).map(String::as_str);
