@@ -27,7 +27,8 @@ demo: ## Runs a pod from a directory before your eyes, then cleans up
 	@PODWRIGHT_BIN_DIR=$(DEBUG) tests/demo.sh
 
 test: ## Runs every test lane, on this kernel and in a virtual machine
-	@tests/deps.sh build test vm criu
+	@tests/deps.sh build test
+	@tests/deps.sh peers vm criu
 	cargo build --quiet --workspace --bins
 	@tests/lanes.sh unit oci cri survival vm
 
@@ -55,7 +56,8 @@ uninstall: ## Removes what install put there, but no configuration and no pod
 	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/podwrightd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/podwrightd.socket
 
 deps: ## Installs the Debian packages that building, testing and measuring need
-	@tests/deps.sh build demo test vm bench criu
+	@tests/deps.sh build demo test
+	@tests/deps.sh peers vm bench criu
 
 clean: ## Removes what was built, and the kernel and criu kept for the tests
 	cargo clean

@@ -1,9 +1,9 @@
 #!/bin/sh
 # deps.sh GROUP...   Installs the Debian packages of the named groups that are missing: quietly, with
-# one apt-get call, and not at all when nothing is missing. Groups: build demo test vm bench criu.
+# one apt-get call, and not at all when nothing is missing. Groups: build demo test peers vm bench criu.
 #
-# A package that one group cannot do without is an error; the groups vm, bench and criu are extras, so
-# their absence is only said (the vm lane, and each test that wants criu, then counts itself as skipped).
+# A package that one group cannot do without is an error; the groups peers, vm, bench and criu are extras,
+# so their absence is only said (the vm lane, and each test that wants one, then counts itself as skipped).
 # criu is not installed but kept in .criu-cache: see tests/criu.sh.
 set -eu
 
@@ -21,6 +21,12 @@ needs() {
     demo | test) cat <<-'LIST'
 		/bin/busybox busybox-static
 		/sbin/ip iproute2
+		LIST
+        ;;
+    peers) cat <<-'LIST'
+		/usr/bin/podman podman
+		/usr/bin/containerd containerd
+		/usr/bin/newuidmap uidmap
 		LIST
         ;;
     vm) cat <<-'LIST'
@@ -53,7 +59,7 @@ for group; do
         [ -e "$(ls -d $file 2>/dev/null | head -n 1)" ] || echo "$package"
     done); do
         case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
-        case $group in vm | bench) ;; *) required=yes ;; esac
+        case $group in peers | vm | bench) ;; *) required=yes ;; esac
     done
 done
 # busybox-static takes the place of the dynamic busybox, whose file has the same name.

@@ -19,9 +19,10 @@ use crate::launch::Streams;
 use crate::mounts::Sources;
 use crate::namespaces::Route;
 use crate::plan::Plan;
+use crate::resctrl::Resctrl;
 use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
 use crate::state::Status;
-use crate::{Failure, Step, init, lsm, seccomp};
+use crate::{Failure, Step, init, lsm, resctrl, seccomp};
 
 pub use crate::gate::{Gate, StartGate};
 pub use crate::init::exit_code;
@@ -105,6 +106,8 @@ pub struct Created {
     pub seccomp_notify: Option<OwnedFd>,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// Its resctrl groups, where it has any: to be removed with it.
+    pub resctrl: Option<resctrl::Group>,
 }
 
 /// Takes a container from nothing to its start gate.
@@ -117,20 +120,26 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     if let Some(process) = &plan.process {
         lsm::check(process.apparmor_profile.as_deref(), process.selinux_label.as_deref())?;
     }
-    if plan.intel_rdt.is_some() {
-        return Err(Failure::because(Step::Config, "linux.intelRdt: Intel RDT is not supported"));
-    }
     let limits = match &plan.resources {
         Some(resources) => Limits::from_spec(resources)
             .map_err(|error| Failure::because(Step::Config, format!("linux.resources: {error}")))?,
         None => Limits::default(),
     };
-    let mut cgroup = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options)?;
-    match cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup)) {
+    let resctrl = resctrl_group(plan, request.id)?;
+    let undo = |failure| {
+        resctrl.iter().for_each(resctrl::Group::remove);
+        failure
+    };
+    let made = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options);
+    let mut cgroup = made.map_err(undo)?;
+    let cloned =
+        cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup, resctrl.as_ref()));
+    match cloned {
         Ok(Spawned { pid, pidfd, fd: console, listener: seccomp_notify, .. }) => {
-            Ok(Created { pid, pidfd, console, seccomp_notify, cgroup })
+            Ok(Created { pid, pidfd, console, seccomp_notify, cgroup, resctrl })
         }
         Err(failure) => {
+            let failure = undo(failure);
             let parents = cgroup.made_ancestors().to_vec();
             if let Err(left) = cgroup.remove(Instant::now() + SPAWN_DEADLINE) {
                 tracing::warn!(id = request.id, %left, "the cgroup of a container that could not be created is left");
@@ -141,8 +150,24 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     }
 }
 
+/// The resctrl groups of a container that is to have some.
+fn resctrl_group(plan: &Plan, id: &str) -> Result<Option<resctrl::Group>, Failure> {
+    let Some(rdt) = &plan.intel_rdt else { return Ok(None) };
+    let resctrl = Resctrl::find().ok_or_else(|| {
+        let problem =
+            "intelRdt is specified in config, but Intel RDT is not enabled: no resctrl filesystem is mounted";
+        Failure::because(Step::Config, format!("linux.intelRdt: {problem}"))
+    })?;
+    resctrl.create(rdt, id).map(Some)
+}
+
 /// Steps 3 and 4.
-fn clone_init(request: &CreateRequest<'_>, route: &Route, cgroup: &mut Cgroup) -> Result<Spawned, Failure> {
+fn clone_init(
+    request: &CreateRequest<'_>,
+    route: &Route,
+    cgroup: &mut Cgroup,
+    resctrl: Option<&resctrl::Group>,
+) -> Result<Spawned, Failure> {
     let plan = request.plan;
     let sources = Sources::open(plan)?;
     let before_pivot = |pid: i32| {
@@ -161,6 +186,7 @@ fn clone_init(request: &CreateRequest<'_>, route: &Route, cgroup: &mut Cgroup) -
         pid_namespace_of: None,
         cgroup: Some(cgroup),
         beside: None,
+        resctrl,
         affinity: None,
         rlimits: plan.process.as_ref().map_or(&[], |process| &process.rlimits),
         oom_score_adj: plan.process.as_ref().and_then(|process| process.oom_score_adj),

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::CapabilitySet;
 
 use crate::cgroup::Cgroup;
 use crate::console::{self, Pty};
@@ -19,7 +20,7 @@ use crate::launch::{self, Affinity, Launch, Program};
 use crate::namespaces::{self, Route};
 use crate::plan::{MemoryPolicy, NamespaceKind, Process};
 use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
-use crate::{Failure, Step, init, lsm, process, relay, seccomp, sys};
+use crate::{Failure, Step, init, lsm, process, relay, resctrl, seccomp, sys};
 
 /// What to run where.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct ExecRequest<'a> {
     pub preserve_fds: u32,
     /// The container's personality(2).
     pub personality: Option<u32>,
+    /// The container's resctrl groups.
+    pub resctrl: Option<&'a resctrl::Group>,
     /// The container's memory policy.
     pub memory_policy: Option<&'a MemoryPolicy>,
 }
@@ -67,12 +70,14 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
     let differing = namespaces::differing(init).map_err(|errno| {
         Failure::os(Step::Namespace, errno).with_message("the container's init is not there any more")
     })?;
-    let pid_namespace = NamespaceKind::Pid.flag();
+    let (route, target) = ways(differing, init_pidfd)?;
+    let pid_namespace = differing & NamespaceKind::Pid.flag() != 0;
     let parent = Spawn {
-        route: &Route::direct(),
-        pid_namespace_of: (differing & pid_namespace != 0).then_some(init_pidfd),
+        route: &route,
+        pid_namespace_of: (pid_namespace && !route.intermediate).then_some(init_pidfd),
         cgroup: Some(cgroup),
         beside: Some(init.unsigned_abs()),
+        resctrl: request.resctrl,
         affinity: process.cpu_affinity_initial.as_deref(),
         rlimits: &process.rlimits,
         oom_score_adj: process.oom_score_adj,
@@ -80,7 +85,6 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         net_devices: &[],
         before_pivot: &|_| Ok(()),
     };
-    let target = Target { pidfd: init_pidfd, namespaces: differing & !pid_namespace };
     let launch = Launch {
         process,
         affinity: match (&process.cpu_affinity_initial, &process.cpu_affinity_final) {
@@ -91,7 +95,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         personality: request.personality,
         memory_policy: request.memory_policy,
         seccomp,
-        user_namespace: target.is_mapped(),
+        user_namespace: target.mapped,
     };
     let spawned = spawn(parent, |link, _| run(&target, &launch, &stdio, preserve_fds, link))?;
     // Ready was its last word unless execve fails; its end closes when that succeeds.
@@ -117,15 +121,24 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
 /// Which namespaces to join.
 struct Target<'a> {
     pidfd: BorrowedFd<'a>,
-    /// `CLONE_NEW*` flags, without the PID namespace, which the process was born in.
+    /// `CLONE_NEW*` flags of those that are still to be joined.
     namespaces: u32,
+    /// Whether the process comes into another user namespace.
+    mapped: bool,
 }
 
-impl Target<'_> {
-    /// Whether the process comes into another user namespace.
-    fn is_mapped(&self) -> bool {
-        self.namespaces & NamespaceKind::User.flag() != 0
+/// How to come into the namespaces that differ: by the child, which is born in the PID namespace; or, for a caller who is nobody outside the
+/// container's user namespace, by an intermediate.
+fn ways(differing: u32, pidfd: BorrowedFd<'_>) -> Result<(Route, Target<'_>), Failure> {
+    let failure = |errno| Failure::os(Step::Namespace, errno);
+    let mapped = differing & NamespaceKind::User.flag() != 0;
+    let own = rustix::thread::capabilities(None).map_err(failure)?;
+    if !mapped || own.effective.contains(CapabilitySet::SYS_ADMIN) {
+        let namespaces = differing & !NamespaceKind::Pid.flag();
+        return Ok((Route::direct(), Target { pidfd, namespaces, mapped }));
     }
+    let copy = rustix::io::fcntl_dupfd_cloexec(pidfd, 3).map_err(failure)?;
+    Ok((Route::beside(copy, differing), Target { pidfd, namespaces: 0, mapped }))
 }
 
 /// The child's half.
@@ -174,7 +187,7 @@ fn prepare(
         namespaces::enter(target.pidfd, target.namespaces)
             .map_err(|errno| failure(errno).with_message("join the container's namespaces"))?;
     }
-    if target.is_mapped() {
+    if target.mapped {
         namespaces::become_root()?;
     }
     rustix::process::setsid().map_err(|errno| Failure::os(Step::ProcessAttributes, errno))?;

@@ -24,6 +24,7 @@ pub mod plan;
 mod process;
 mod procfs;
 mod relay;
+pub mod resctrl;
 mod rootfs;
 mod rtnetlink;
 pub mod seccomp;

@@ -81,12 +81,20 @@ pub(crate) struct Route {
     pub(crate) pid: Option<Join>,
     /// Whether an intermediate does the joining and the clone3.
     pub(crate) intermediate: bool,
+    /// A process all of whose namespaces of these kinds are joined at once: its pidfd, `CLONE_NEW*` flags.
+    pub(crate) beside: Option<(OwnedFd, u32)>,
 }
 
 impl Route {
     /// For a process that makes and joins nothing on its way.
     pub(crate) fn direct() -> Self {
-        Self { cloned: 0, joined: Vec::new(), pid: None, intermediate: false }
+        Self { cloned: 0, joined: Vec::new(), pid: None, intermediate: false, beside: None }
+    }
+
+    /// For a process that comes into the namespaces of another, all by its own user namespace's privileges: what a plain user has over
+    /// his containers. The PID namespace too can only be joined from inside that, so an intermediate clones the process.
+    pub(crate) fn beside(pidfd: OwnedFd, flags: u32) -> Self {
+        Self { intermediate: true, beside: Some((pidfd, flags)), ..Self::direct() }
     }
 
     /// Opens what is to be joined, and decides who does what.
@@ -110,13 +118,18 @@ impl Route {
             let place = joined.iter().position(|join| join.kind == NamespaceKind::Pid);
             place.map(|place| joined.remove(place))
         };
-        Ok(Self { cloned, joined, pid, intermediate })
+        Ok(Self { cloned, joined, pid, intermediate, beside: None })
     }
 
     /// Joins all of [`joined`](Self::joined), as the child or as the intermediate for it. The user namespace comes last, so that
     /// namespaces of the host can be joined by the host's privileges; what only the user namespace's privileges open
     /// (an unprivileged caller) is tried again after it.
     pub(crate) fn join(&self) -> Result<(), Failure> {
+        if let Some((pidfd, flags)) = &self.beside {
+            return enter(pidfd.as_fd(), *flags).map_err(|errno| {
+                Failure::os(Step::Namespace, errno).with_message("join the container's namespaces")
+            });
+        }
         let user = self.joined.iter().find(|join| join.kind == NamespaceKind::User);
         let mut later = Vec::new();
         for join in self.joined.iter().filter(|join| join.kind != NamespaceKind::User) {

@@ -48,6 +48,7 @@ pub fn start(request: &SandboxRequest) -> Result<Pause, Failure> {
         pid_namespace_of: None,
         cgroup: None,
         beside: None,
+        resctrl: None,
         affinity: None,
         rlimits: &[],
         // Killed for memory it would take the whole pod along.

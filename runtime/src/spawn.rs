@@ -19,7 +19,7 @@ use crate::handshake::{self, End, FromChild};
 use crate::namespaces::{BornInside, Route};
 use crate::plan::{IdMap, NamespaceKind, Rlimit};
 use crate::sys::{self, Clone3, Forked};
-use crate::{Failure, Step, net_devices, process};
+use crate::{Failure, Step, net_devices, process, resctrl};
 
 /// How long a new process may take until it is ready. Hooks count, and have deadlines of their own.
 pub(crate) const SPAWN_DEADLINE: Duration = Duration::from_secs(120);
@@ -34,6 +34,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) cgroup: Option<&'a mut Cgroup>,
     /// For a cgroup that the child cannot be born in: the init that shows where to be instead, see [`Cgroup::join_beside`].
     pub(crate) beside: Option<u32>,
+    /// The resctrl groups it belongs to.
+    pub(crate) resctrl: Option<&'a resctrl::Group>,
     /// The CPUs it runs on until it is in its cgroup, whose cpuset may forbid them.
     pub(crate) affinity: Option<&'a str>,
     /// Limits that it may need raised for it.
@@ -157,7 +159,8 @@ fn enter_namespaces(spawn: &Spawn<'_>, link: &End) -> Result<(), Failure> {
     let makes_user = route.cloned & u64::from(NamespaceKind::User.flag()) != 0;
     // What is in the joined namespaces must not look into this process. The maps of a new user namespace can only be written for
     // a process that is dumpable, if the writer is a plain user.
-    if !(route.joined.is_empty() && route.pid.is_none() || makes_user) {
+    let joins = !route.joined.is_empty() || route.pid.is_some() || route.beside.is_some();
+    if joins && !makes_user {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(|errno| Failure::os(Step::Namespace, errno))?;
     }
@@ -249,6 +252,9 @@ fn serve_until_ready(
     let pid = born.pid;
     if let Some(score) = spawn.oom_score_adj {
         write_oom_score_adj(pid, score)?;
+    }
+    if let Some(group) = spawn.resctrl {
+        group.assign(pid)?;
     }
     let mut passed = Passed::default();
     loop {

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupRecord};
+use crate::resctrl::Group;
 
 /// The file of a [`Record`].
 const STATE: &str = "state.json";
@@ -129,6 +130,9 @@ pub struct Record {
     /// The cgroup.
     #[serde(default)]
     pub cgroup: CgroupRecord,
+    /// The resctrl groups, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<Group>,
     /// Whether it was made with the systemd driver.
     #[serde(default)]
     pub systemd: bool,

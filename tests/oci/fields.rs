@@ -1,7 +1,9 @@
 //! Fields of the specification, each seen from inside the container.
 
-use podwright_tests::Outcome;
+use std::fs;
+
 use podwright_tests::oci::Bundle;
+use podwright_tests::{Outcome, skip};
 use serde_json::{Value, json};
 
 /// Runs `script` with the spec changed, and returns what it wrote.
@@ -251,5 +253,19 @@ fn without_a_process_nothing_runs_but_it_can_be_created_not() -> Outcome {
     })?;
     let ran = bundle.wright(&["run", &bundle.id])?;
     assert_eq!(ran.code, 1, "{ran:?}");
+    Ok(())
+}
+
+#[test]
+fn intel_rdt_is_refused_where_there_is_none() -> Outcome {
+    if fs::read_to_string("/proc/mounts")?.contains(" resctrl ") {
+        skip::skip("oci::fields::intel_rdt_is_refused_where_there_is_none", "this machine has it");
+        return Ok(());
+    }
+    let bundle = Bundle::new("true")?;
+    bundle.edit(|spec| spec["linux"]["intelRdt"] = json!({"closID": "gold", "l3CacheSchema": "L3:0=f"}))?;
+    let ran = bundle.wright(&["run", &bundle.id])?;
+    let words = "linux.intelRdt: intelRdt is specified in config, but Intel RDT is not enabled";
+    assert!(ran.code == 1 && ran.stderr.contains(words), "{ran:?}");
     Ok(())
 }

@@ -13,6 +13,7 @@ mod net_devices;
 mod podman;
 mod privilege;
 mod resources;
+mod rootless;
 mod terminal;
 
 use podwright_tests::oci::Bundle;

@@ -138,6 +138,30 @@ fn a_container_lives_through_podmans_verbs() -> Outcome {
 }
 
 #[test]
+fn a_running_container_is_changed_signalled_restarted_and_removed() -> Outcome {
+    let test = "oci::podman::a_running_container_is_changed_signalled_restarted_and_removed";
+    let Some(podman) = Podman::new(test)? else { return Ok(()) };
+    let name = podman.name.as_str();
+    let script = "trap 'echo usr1' USR1; echo up; while true; do sleep 0.05; done";
+    podman.container(&["--detach", "--name", name, "--memory", "64m"], &["sh", "-c", script])?.ok()?;
+    let ran = podman.run(&["exec", "--tty", name, "sh", "-c", "test -t 0 && echo terminal"])?;
+    assert_eq!(ran.stdout.trim_end(), "terminal", "{ran:?}");
+    podman.run(&["exec", "--detach", name, "touch", "/tmp/detached"])?.ok()?;
+    podman.run(&["exec", name, "sh", "-c", "until test -e /tmp/detached; do sleep 0.05; done"])?.ok()?;
+    podman.run(&["container", "update", "--memory", "96m", name])?.ok()?;
+    let group = podman.run(&["inspect", "--format", "{{.State.CgroupPath}}", name])?.ok()?;
+    let files = ["/sys/fs/cgroup/memory{}/memory.limit_in_bytes", "/sys/fs/cgroup{}/memory.max"];
+    let limit = files.iter().find_map(|file| fs::read_to_string(file.replace("{}", group.trim())).ok());
+    assert_eq!(limit.as_deref().map(str::trim), Some("100663296"), "{group}");
+    podman.run(&["kill", "--signal", "USR1", name])?.ok()?;
+    podman.run(&["restart", "--time", "0", name])?.ok()?;
+    assert_eq!(podman.run(&["inspect", "--format", "{{.State.Status}}", name])?.ok()?, "running\n");
+    podman.run(&["rm", "--force", "--time", "0", name])?.ok()?;
+    assert_eq!(podman.run(&["ps", "--all", "--quiet"])?.ok()?, "");
+    Ok(())
+}
+
+#[test]
 fn a_terminal_and_a_health_check_work() -> Outcome {
     let test = "oci::podman::a_terminal_and_a_health_check_work";
     let Some(podman) = Podman::new(test)? else { return Ok(()) };
@@ -168,5 +192,8 @@ fn a_user_namespace_maps_root() -> Outcome {
     let text = ran.ok()?;
     let words: Vec<_> = text.split_ascii_whitespace().collect();
     assert_eq!(words, ["0", "0", "100000", "65536"]);
+    let ran = podman.container(&["--rm", "--userns", "host"], &["readlink", "/proc/self/ns/user"])?;
+    let own = fs::read_link("/proc/self/ns/user")?;
+    assert_eq!(ran.ok()?.trim(), own.to_string_lossy());
     Ok(())
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use runtime::cgroup::{Cgroup, CgroupRecord, remove_ancestors};
 use runtime::hooks::{self, Point};
 use runtime::plan::{Hooks, Plan};
+use runtime::resctrl::Group;
 use runtime::spec::{self, Loaded};
 use runtime::state::{Record, State, StateDir, StateError, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -59,6 +60,26 @@ impl Container {
         let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         // Only now that the descriptor pins the process does its start time prove anything.
         runtime::state::alive(pid, self.record.pid_start_time).then_some(pidfd)
+    }
+
+    /// Its processes: those in its cgroup; where it has none (rootless), those in its init's PID namespace.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+        if !self.record.cgroup.directories.is_empty() {
+            return Ok(match self.cgroup() {
+                Some(cgroup) => cgroup.pids(true)?,
+                None => Vec::new(),
+            });
+        }
+        let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let init = self.record.pid.and_then(|pid| u32::try_from(pid).ok());
+        let Some(init) = init.filter(|_| self.pidfd().is_some()) else { return Ok(Vec::new()) };
+        let wanted = namespace(init);
+        if wanted.is_none() || wanted == namespace(std::process::id()) {
+            return Ok(vec![init]);
+        }
+        let entries = std::fs::read_dir("/proc").context("list /proc")?;
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        Ok(pids.filter(|pid| namespace(*pid) == wanted).collect())
     }
 
     /// The spec it was made from.
@@ -131,6 +152,7 @@ pub(crate) fn destroy(
     hooks: Option<&Hooks>,
 ) -> Result<()> {
     remove_cgroup(&record.cgroup)?;
+    record.resctrl.iter().for_each(Group::remove);
     if let Some(hooks) = hooks.filter(|hooks| !hooks.poststop.is_empty()) {
         let state = bare_state(record, Status::Stopped).to_json()?;
         for failure in hooks::run_all(Point::Poststop, &hooks.poststop, &state, Some(&record.bundle), None) {

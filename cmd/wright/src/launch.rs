@@ -11,7 +11,7 @@ use runtime::container::{CreateRequest, StartGate, Stdio, create};
 use runtime::plan::{NamespaceKind, Plan};
 use runtime::spec::{self, CONFIG, Loaded};
 use runtime::state::{Record, StateDir, Status};
-use runtime::{seccomp, state};
+use runtime::{resctrl, seccomp, state};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -133,7 +133,7 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     let created = create(&request)?;
     // With our copy of init's end of the gate, so that its end is seen.
     drop(request);
-    let made = Made { pid: created.pid, cgroup: created.cgroup.record() };
+    let made = Made { pid: created.pid, cgroup: created.cgroup.record(), resctrl: created.resctrl.clone() };
     let record = record(globals, id, bundle, &plan, made)?;
     let listener = created.seccomp_notify.as_ref();
     let filtered = Filtered { program: program.as_ref(), listener, pid: created.pid };
@@ -186,7 +186,7 @@ pub(crate) fn restore(globals: &Globals, parsed: &Parsed, detached: bool) -> Res
         images: &images,
         options: &options,
     })?;
-    let made = Made { pid: restored.pid, cgroup: restored.cgroup.record() };
+    let made = Made { pid: restored.pid, cgroup: restored.cgroup.record(), resctrl: None };
     let record = record(globals, id, bundle, &plan, made)?;
     let finished = finish(parsed, &dir, &record, &restored.pidfd, restored.console, console);
     undo.disarm();
@@ -212,6 +212,7 @@ fn read_bundle(parsed: &Parsed) -> Result<(PathBuf, Vec<u8>, Loaded)> {
 struct Made {
     pid: i32,
     cgroup: CgroupRecord,
+    resctrl: Option<resctrl::Group>,
 }
 
 fn record(globals: &Globals, id: &str, bundle: PathBuf, plan: &Plan, made: Made) -> Result<Record> {
@@ -225,6 +226,7 @@ fn record(globals: &Globals, id: &str, bundle: PathBuf, plan: &Plan, made: Made)
         created: OffsetDateTime::now_utc().format(&Rfc3339).context("time")?,
         annotations: plan.annotations.clone(),
         cgroup: made.cgroup,
+        resctrl: made.resctrl,
         systemd: globals.driver == runtime::cgroup::Driver::Systemd,
     })
 }

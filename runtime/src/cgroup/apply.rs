@@ -42,7 +42,8 @@ impl Cgroup {
             let v1 = writes_v1(limits).map_err(|error| refused(&error))?;
             writes.extend(v1.into_iter().filter(|write| !self.is_v2_only(write.controller)));
         }
-        if self.v2.is_some() {
+        // A plain user's container may be in no cgroup at all: its limits then have nowhere to go, which is told.
+        if self.v2.is_some() || !self.is_v1() {
             let v2 = writes_v2(limits).map_err(|error| refused(&error))?;
             let of_v2 = |write: &Write| !self.is_v1() || self.is_v2_only(write.controller);
             writes.extend(v2.into_iter().filter(of_v2));

@@ -156,6 +156,7 @@ pub(super) fn exec(
         preserve_fds: 0,
         // Pods have neither.
         personality: None,
+        resctrl: None,
         memory_policy: None,
     });
     let execed = execed.inspect_err(|_| {

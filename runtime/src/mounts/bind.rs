@@ -45,7 +45,14 @@ impl Sources {
             clones.push(match &mount.source {
                 MountSource::Bind { path, recursive } => {
                     let failure = |errno| Failure::at(Step::Mount, errno, &mount.destination);
-                    let clone = clone_source(path, *recursive, &mount.destination)?;
+                    let clone = match clone_source(path, *recursive, &mount.destination) {
+                        // A plain user's engine may not, or the path is one of an earlier mount's: init can do what can be done.
+                        Err(failure) if matches!(failure.errno(), Some(Errno::PERM | Errno::NOENT)) => {
+                            clones.push(None);
+                            continue;
+                        }
+                        clone => clone?,
+                    };
                     leave_peers(clone.as_fd(), plan).map_err(failure)?;
                     if let Some(map) = &mount.idmap {
                         map_owners(clone.as_fd(), map, plan, &mount.destination)?;

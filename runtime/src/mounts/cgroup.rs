@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | v2 | a cgroup2 mount, whose root is the container's cgroup | a bind of the container's cgroup directory |
 //! | v1, hybrid | a tmpfs with a cgroup mount per hierarchy | a tmpfs with a bind per hierarchy |
+//! | either, but the container has no cgroup (rootless) | its own view all the same | an empty read-only tmpfs |
 //!
 //! Where the kernel refuses the mount (a user namespace without power over the cgroup namespace), the bind takes its place: both show the
 //! same. Controllers that share a hierarchy (`cpu,cpuacct`) are found by their own names through links.
@@ -17,7 +18,7 @@ use rustix::io::Errno;
 use super::resolve::{Kind, Point};
 use super::{
     New, Place, attach, attributes, clone_path, failed, guard_proc, make, make_read_only, mount_point,
-    move_to, refused, tell,
+    move_to, tell,
 };
 use crate::Failure;
 use crate::cgroup::RecordedDirectory;
@@ -45,15 +46,28 @@ fn unified(place: &Place<'_>, mount: &Mount, own: Option<&Path>) -> Result<Owned
         let new =
             New { fstype: "cgroup2", source: Some("cgroup"), attributes: mount.attr_set, ..New::default() };
         match make(&new) {
-            Err(refusal) if own.is_none() || !stands_in(refusal.errno) => return Err(tell(mount, refusal)),
+            Err(refusal) if !stands_in(refusal.errno) => return Err(tell(mount, refusal)),
             Err(_) => {}
             Ok(fd) => return Ok(fd),
         }
     }
-    let own = own.ok_or_else(|| refused(mount, "the container has no cgroup to show"))?;
+    let Some(own) = own else { return nothing(place, mount) };
     let clone = clone_path(own, true).map_err(failed(mount))?;
     attributes::apply_to_clone(clone.as_fd(), mount).map_err(failed(mount))?;
     Ok(clone)
+}
+
+/// A plain user's container may be in no cgroup of its own: then the host's are nothing for it to see.
+fn nothing(place: &Place<'_>, mount: &Mount) -> Result<OwnedFd, Failure> {
+    let new = New {
+        fstype: "tmpfs",
+        source: Some("tmpfs"),
+        mode: Some(0o755),
+        attributes: SAFE | attr::RDONLY | mount.attr_set,
+        label: place.plan.mount_label.as_deref(),
+        ..New::default()
+    };
+    make(&new).map_err(|refusal| tell(mount, refusal))
 }
 
 /// Whether a bind may stand in for a mount that failed so.

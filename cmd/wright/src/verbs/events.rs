@@ -46,7 +46,7 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     }
     let cgroup = container.needed_cgroup()?;
     if parsed.on("stats") {
-        show(&stats_event(id, &cgroup.stats()?, &cpuset(&cgroup)))?;
+        show(&stats_event(id, &cgroup.stats()?, &cpuset(&cgroup), &intel_rdt(&container)))?;
         return Ok(0);
     }
     follow(&container, &cgroup, interval)?;
@@ -85,13 +85,13 @@ fn follow(container: &Container, cgroup: &Cgroup, interval: Duration) -> Result<
         }
         if Instant::now() >= next {
             next += interval;
-            show(&stats_event(id, &cgroup.stats()?, &cpuset(cgroup)))?;
+            show(&stats_event(id, &cgroup.stats()?, &cpuset(cgroup), &intel_rdt(container)))?;
         }
     }
 }
 
 /// One line of statistics, in the keys that runc's readers know.
-fn stats_event(id: &str, stats: &Stats, cpuset: &Value) -> Value {
+fn stats_event(id: &str, stats: &Stats, cpuset: &Value, intel_rdt: &Value) -> Value {
     let hugetlb: BTreeMap<_, _> = stats
         .hugetlb
         .iter()
@@ -106,9 +106,17 @@ fn stats_event(id: &str, stats: &Stats, cpuset: &Value) -> Value {
         "pids": {"current": stats.pids.current, "limit": stats.pids.limit.unwrap_or(0)},
         "blkio": block_io(stats),
         "hugetlb": hugetlb,
-        "intel_rdt": {},
+        "intel_rdt": intel_rdt,
         "network_interfaces": null
     }})
+}
+
+/// What the container's resctrl groups allow and have counted; nothing for one that has none.
+fn intel_rdt(container: &Container) -> Value {
+    match &container.record.resctrl {
+        Some(group) => serde_json::to_value(group.stats()).unwrap_or_else(|_| json!({})),
+        None => json!({}),
+    }
 }
 
 fn cpu(stats: &Stats) -> Value {
@@ -265,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_event_has_runcs_keys_in_order() {
-        let event = stats_event("c", &Stats::default(), &json!({}));
+        let event = stats_event("c", &Stats::default(), &json!({}), &json!({}));
         let keys: Vec<_> = event["data"].as_object().unwrap().keys().collect();
         assert_eq!(
             keys,

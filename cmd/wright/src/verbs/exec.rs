@@ -94,6 +94,7 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         stdio: if process.terminal { Stdio::Pty { crlf: detach } } else { Stdio::Inherit },
         seccomp: program.as_ref(),
         preserve_fds: preserve_fds.all,
+        resctrl: container.record.resctrl.as_ref(),
         personality: plan.personality,
         memory_policy: plan.memory_policy.as_ref(),
     })?;

@@ -52,10 +52,7 @@ fn init(container: &Container, signal: i32) -> Result<()> {
             Err(Errno::SRCH) => bail!("container not running"),
             Err(errno) => return Err(errno).context("signal container init"),
         },
-        None if shared
-            && container
-                .cgroup()
-                .is_some_and(|cgroup| cgroup.pids(true).is_ok_and(|pids| !pids.is_empty())) => {}
+        None if shared && container.pids().is_ok_and(|pids| !pids.is_empty()) => {}
         None => bail!("container not running"),
     }
     // The kernel kills with its PID 1 what is in a PID namespace; what shares another must be found.
@@ -73,13 +70,14 @@ fn init(container: &Container, signal: i32) -> Result<()> {
 }
 
 fn all(container: &Container, signal: i32) -> Result<()> {
-    let Some(cgroup) = container.cgroup() else { return Ok(()) };
-    if signal == KILL {
+    if signal == KILL
+        && let Some(cgroup) = container.cgroup().filter(|_| !container.record.cgroup.directories.is_empty())
+    {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         cgroup.kill_all(deadline)?;
         return Ok(());
     }
-    for pid in cgroup.pids(true)? {
+    for pid in container.pids()? {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let sent = match pid {
             Some(pid) => {

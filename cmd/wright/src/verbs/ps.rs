@@ -23,10 +23,7 @@ pub(crate) const COMMAND: Command = Command {
 
 fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     let container = Container::open(globals, parsed.id())?;
-    let mut pids = match container.cgroup() {
-        Some(cgroup) => cgroup.pids(true)?,
-        None => Vec::new(),
-    };
+    let mut pids = container.pids()?;
     pids.sort_unstable();
     match parsed.text("format").unwrap_or("table") {
         "json" => print(&format!("{}\n", serde_json::to_string(&pids)?))?,

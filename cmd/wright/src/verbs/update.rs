@@ -3,8 +3,9 @@
 use std::io::Read;
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use runtime::cgroup::{Limits, MemoryStats};
+use runtime::resctrl::Resctrl;
 use runtime::spec;
 use runtime::state::Status;
 use serde_json::{Map, Value, json};
@@ -64,9 +65,12 @@ pub(crate) const COMMAND: Command = Command {
 };
 
 fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
-    let container = Container::open(globals, parsed.id())?;
+    let mut container = Container::open(globals, parsed.id())?;
     if container.status() == Status::Stopped {
         bail!("container not running");
+    }
+    if container.record.cgroup.directories.is_empty() {
+        bail!("cannot update: the container has no cgroup (rootless)");
     }
     let mut resources = match parsed.text("resources") {
         Some("-") => {
@@ -87,13 +91,7 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     keep_memory(&mut resources, &cgroup.stats().context("read the present limits")?.memory);
     let text = serde_json::to_vec(&resources)?;
     let resources: LinuxResources = spec::parse_value(&text).context("resources")?;
-    for (flag, what) in
-        [("l3-cache-schema", "CAT: l3 cache schema"), ("mem-bw-schema", "MBA: memory bandwidth schema")]
-    {
-        if parsed.text(flag).is_some_and(|schema| !schema.is_empty()) {
-            bail!("Intel RDT/{what} is not enabled");
-        }
-    }
+    let classes = intel_rdt(parsed)?;
     if resources
         .memory()
         .as_ref()
@@ -103,6 +101,9 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     }
     let limits = Limits::from_spec(&resources).context("resources")?;
     cgroup.update(&limits)?;
+    if let Some(rdt) = classes {
+        update_classes(&mut container, &rdt)?;
+    }
     Ok(0)
 }
 
@@ -165,6 +166,37 @@ fn settle(resources: &mut Value) {
     {
         memory.insert("swap".into(), json!(-1));
     }
+}
+
+/// What the flags say of Intel RDT; None: nothing.
+fn intel_rdt(parsed: &Parsed) -> Result<Option<LinuxIntelRdt>> {
+    let mut rdt = json!({});
+    for (flag, key, resource, what) in [
+        ("l3-cache-schema", "l3CacheSchema", "L3", "CAT: l3 cache schema"),
+        ("mem-bw-schema", "memBwSchema", "MB", "MBA: memory bandwidth schema"),
+    ] {
+        let Some(schema) = parsed.text(flag).filter(|schema| !schema.is_empty()) else { continue };
+        if !Resctrl::find().is_some_and(|resctrl| resctrl.allocates(resource)) {
+            bail!("Intel RDT/{what} is not enabled");
+        }
+        rdt[key] = json!(schema);
+    }
+    if rdt == json!({}) { Ok(None) } else { Ok(Some(serde_json::from_value(rdt)?)) }
+}
+
+/// Changes the class of a container; one that has none gets one of its own.
+fn update_classes(container: &mut Container, rdt: &LinuxIntelRdt) -> Result<()> {
+    if let Some(group) = &container.record.resctrl {
+        return Ok(group.update(rdt)?);
+    }
+    let resctrl = Resctrl::find().context("Intel RDT is not enabled")?;
+    let group = resctrl.create(rdt, &container.record.id)?;
+    for pid in container.pids()? {
+        group.assign(i32::try_from(pid).context("pid")?)?;
+    }
+    container.record.resctrl = Some(group);
+    container.dir.write(&container.record)?;
+    Ok(())
 }
 
 /// Of memory and of memory and swap together, the one that is not named stays as it is. Version 2 keeps swap alone, so each takes
