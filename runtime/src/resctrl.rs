@@ -87,19 +87,19 @@ impl Resctrl {
         let lines = schemata(rdt);
         let existed = group.class.is_dir();
         if named && lines.is_empty() && !existed {
-            return Err(self.failed(Errno::NOENT, &group.class).with_message(
+            return Err(failed(Errno::NOENT, &group.class).with_message(
                 "the class must exist already when schemata, l3CacheSchema and memBwSchema are empty",
             ));
         }
         if !existed {
-            self.make(&group.class)?;
+            make(&group.class)?;
             // A named class is kept for others; so is one that the container only found.
             if !named {
                 group.made.push(group.class.clone());
             }
         }
         if named && existed {
-            self.agree(rdt, &group.class)?;
+            agree(rdt, &group.class)?;
         } else if !lines.is_empty() {
             self.write(&group.class.join("schemata"), &lines)?;
         }
@@ -108,7 +108,7 @@ impl Resctrl {
         }
         if rdt.enable_monitoring().unwrap_or(false) {
             let directory = group.class.join("mon_groups").join(id);
-            self.make(&directory)?;
+            make(&directory)?;
             group.made.insert(0, directory.clone());
             group.monitoring = Some(directory);
         }
@@ -124,32 +124,10 @@ impl Resctrl {
         }
     }
 
-    /// Refuses other limits than those an existing class has.
-    fn agree(&self, rdt: &LinuxIntelRdt, class: &Path) -> Result<(), Failure> {
-        let path = class.join("schemata");
-        let now = std::fs::read_to_string(&path).map_err(|error| self.failed(errno(&error), &path))?;
-        let wanted = [rdt.l3_cache_schema(), rdt.mem_bw_schema()];
-        for line in wanted.into_iter().flatten().filter(|line| !line.is_empty()) {
-            if !contains(&now, line) {
-                let message = format!("linux.intelRdt: {line:?} differs from what {} has", class.display());
-                return Err(Failure::because(Step::Config, message));
-            }
-        }
-        Ok(())
-    }
-
-    fn make(&self, directory: &Path) -> Result<(), Failure> {
-        std::fs::create_dir(directory).map_err(|error| self.failed(errno(&error), directory))
-    }
-
     fn write(&self, path: &Path, text: &str) -> Result<(), Failure> {
         std::fs::write(path, text).map_err(|error| {
-            self.failed(errno(&error), path).with_message(format!("write {text:?}{}", self.explanation()))
+            failed(errno(&error), path).with_message(format!("write {text:?}{}", self.explanation()))
         })
-    }
-
-    fn failed(&self, errno: Errno, path: &Path) -> Failure {
-        Failure::at(Step::Cgroup, errno, path)
     }
 
     /// What the kernel said about the last refusal.
@@ -287,6 +265,28 @@ fn parse(line: &str) -> Option<(&str, BTreeMap<&str, String>)> {
         values.insert(name.trim(), value.trim().trim_start_matches('0').to_ascii_lowercase());
     }
     Some((resource.trim(), values))
+}
+
+/// Refuses other limits than those an existing class has.
+fn agree(rdt: &LinuxIntelRdt, class: &Path) -> Result<(), Failure> {
+    let path = class.join("schemata");
+    let now = std::fs::read_to_string(&path).map_err(|error| failed(errno(&error), &path))?;
+    let wanted = [rdt.l3_cache_schema(), rdt.mem_bw_schema()];
+    for line in wanted.into_iter().flatten().filter(|line| !line.is_empty()) {
+        if !contains(&now, line) {
+            let message = format!("linux.intelRdt: {line:?} differs from what {} has", class.display());
+            return Err(Failure::because(Step::Config, message));
+        }
+    }
+    Ok(())
+}
+
+fn make(directory: &Path) -> Result<(), Failure> {
+    std::fs::create_dir(directory).map_err(|error| failed(errno(&error), directory))
+}
+
+fn failed(errno: Errno, path: &Path) -> Failure {
+    Failure::at(Step::Cgroup, errno, path)
 }
 
 fn errno(error: &std::io::Error) -> Errno {

@@ -395,6 +395,7 @@ mod tests {
             created: "2024-01-01T00:00:00.000000000Z".into(),
             annotations: BTreeMap::new(),
             cgroup: CgroupRecord::default(),
+            resctrl: None,
             systemd: false,
         }
     }

@@ -9,6 +9,7 @@ mod fields;
 mod hooks;
 mod hostile;
 mod life;
+mod many;
 mod net_devices;
 mod podman;
 mod privilege;

@@ -178,11 +178,11 @@ fn granted_ids_are_mapped_by_newuidmap() -> Outcome {
     command.args(["-m", "sh", "-ec", script, &USER.to_string()]).arg(rootless.program());
     command.args(["run", rootless.id()]).current_dir(rootless.0.path()).stdin(Stdio::null());
     command.env("XDG_RUNTIME_DIR", rootless.0.path().join("xdg"));
-    let text = Ran::from(command.output()?).ok()?;
-    let words: Vec<_> = text.split_ascii_whitespace().collect();
+    let output = Ran::from(command.output()?).ok()?;
+    let words: Vec<_> = output.split_ascii_whitespace().collect();
     let (user, granted) = (USER.to_string(), GRANTED.to_string());
-    assert_eq!(words[..9], ["0", "0", "9", "0", &user, "1", "1", &granted, "1000"], "{text}");
-    assert_eq!(words[11], "5", "{text}");
+    assert_eq!(words[..9], ["0", "0", "9", "0", &user, "1", "1", &granted, "1000"], "{output}");
+    assert_eq!(words[11], "5", "{output}");
     Ok(())
 }
 
