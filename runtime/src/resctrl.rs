@@ -318,6 +318,7 @@ mod tests {
         for directory in ["info/L3", "info/MB", "mon_groups", "shared/mon_groups"] {
             std::fs::create_dir_all(top.path().join(directory)).unwrap();
         }
+        std::fs::write(top.path().join("schemata"), "    L3:0=fff;1=fff\n").unwrap();
         std::fs::write(top.path().join("shared/schemata"), "    L3:0=0ff;1=0c0\n    MB:0= 20;1= 70\n")
             .unwrap();
         let resctrl = Resctrl(top.path().to_owned());

@@ -31,8 +31,10 @@ fn hundreds_of_runs_eight_at_a_time_all_end_well() -> Outcome {
             scope.spawn(move || {
                 for number in 0..RUNS / AT_ONCE {
                     let id = format!("{}-{lane}-{number}", bundle.id);
-                    if let Err(problem) = run(bundle, wright, &id) {
-                        failures.lock().map_or((), |mut all| all.push(format!("{id}: {problem:#}")));
+                    if let Err(problem) = run(bundle, wright, &id)
+                        && let Ok(mut all) = failures.lock()
+                    {
+                        all.push(format!("{id}: {problem:#}"));
                     }
                 }
             });
