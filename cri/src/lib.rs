@@ -38,6 +38,7 @@ pub mod stats;
 pub mod status;
 pub mod store;
 pub mod stream_lists;
+pub mod streaming;
 pub mod translate;
 mod undo;
 pub mod v1;
