@@ -17,6 +17,7 @@ use super::relay::Relay;
 use super::serve::{Container, Exec, Gate, KILL_DEADLINE, Oom, Pause, Server};
 use super::stdio::{self, Stdio};
 use crate::cgroup::{self, Limits};
+use crate::container::run_poststop_hooks;
 use crate::{Failure, Step, pause, signal, spec};
 
 impl Server {
@@ -141,6 +142,7 @@ impl Server {
             cgroup,
             stdio,
             own_pids: made.own_pids,
+            late_hooks: made.late_hooks,
             seccomp: made.seccomp,
         };
         self.containers.insert(number, container);
@@ -319,6 +321,11 @@ impl Server {
         }
         // Terminals of its execs hang up; their exits are still told.
         give_up(&container.cgroup);
+        if let Some(plan) = &container.late_hooks {
+            for failure in run_poststop_hooks(id, &container.bundle, plan) {
+                tracing::warn!(container = id, %failure, "a poststop hook");
+            }
+        }
         for exec in self.execs.values_mut().filter(|exec| exec.container == number) {
             exec.cgroup = None;
         }

@@ -31,6 +31,8 @@ pub(super) struct Container {
     pub(super) ends: Ends,
     /// Its PID namespace is its own: the kernel kills all of it with its init.
     pub(super) own_pids: bool,
+    /// Its plan, where there are hooks to run once the program runs or the container is gone.
+    pub(super) late_hooks: Option<Box<Plan>>,
     /// The memfd with its seccomp program, for what is exec'd into it. Kept as it is: its pages are the daemon's too.
     pub(super) seccomp: Option<OwnedFd>,
 }
@@ -116,6 +118,8 @@ pub(super) fn create(
         cgroup: created.cgroup,
         ends,
         own_pids: plan.namespaces.is_new(NamespaceKind::Pid),
+        late_hooks: (!plan.hooks.poststart.is_empty() || !plan.hooks.poststop.is_empty())
+            .then(|| Box::new(plan)),
         seccomp,
     })
 }

@@ -29,7 +29,8 @@ use super::relay::Relay;
 use super::stdio::{Buffers, Stdio, realtime_ns};
 use super::{record, signals, wire};
 use crate::cgroup::{Cgroup, Hierarchies, OomWatch};
-use crate::container::StartGate;
+use crate::container::{StartGate, run_poststart_hooks};
+use crate::plan::Plan;
 use crate::{Failure, Step, sys};
 
 /// The most daemons connected at once: one, and the one that replaces it, and some patience.
@@ -100,6 +101,8 @@ pub(super) struct Container {
     pub(super) cgroup: Cgroup,
     pub(super) stdio: Stdio,
     pub(super) own_pids: bool,
+    /// See [`engine::Container::late_hooks`](super::engine::Container).
+    pub(super) late_hooks: Option<Box<Plan>>,
     /// The memfd with its seccomp program.
     pub(super) seccomp: Option<OwnedFd>,
     pub(super) oom: Option<Oom>,
@@ -445,6 +448,12 @@ impl Server {
         let Some(gate) = &container.gate else { return };
         let outcome = gate.starter.outcome();
         container.gate = None;
+        // As in runc, who starts it waits for them; each has its own timeout.
+        if let (Ok(()), Some(plan)) = (&outcome, &container.late_hooks) {
+            for failure in run_poststart_hooks(&container.id, &container.bundle, plan, container.pid) {
+                tracing::warn!(container = container.id, %failure, "a poststart hook");
+            }
+        }
         let input = Input::GateOutcome { container: container.id.clone(), outcome, at_ns: realtime_ns() };
         self.tell(input, Vec::new());
     }
