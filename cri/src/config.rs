@@ -69,6 +69,8 @@ pub struct Config {
     pub network: Network,
     /// Control groups.
     pub cgroup: Cgroup,
+    /// Devices of containers.
+    pub devices: Devices,
     /// The daemon's own log.
     pub log: Log,
     /// RuntimeClass handlers.
@@ -180,6 +182,20 @@ pub enum CgroupDriver {
     Cgroupfs,
     /// systemd, asked over D-Bus.
     Systemd,
+}
+
+/// Devices of containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Devices {
+    /// Where files of the Container Device Interface are; later ones go before earlier ones. Empty: it is off.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self { cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
+    }
 }
 
 /// The daemon's own log.
@@ -312,6 +328,9 @@ impl Config {
         }
         for directory in &self.network.cni_conf_dirs {
             absolute("network.cni_conf_dirs", directory)?;
+        }
+        for directory in &self.devices.cdi_spec_dirs {
+            absolute("devices.cdi_spec_dirs", directory)?;
         }
         for directory in &self.network.cni_bin_dirs {
             absolute("network.cni_bin_dirs", directory)?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use runtime::cgroup::{CgroupPath, Driver, Hierarchies};
 
+use crate::apparmor::DefaultProfile;
 use crate::cgroups::{MadeCgroups, Place};
 use crate::config::{CgroupDriver, Config, Handler};
 use crate::error::Error;
@@ -47,6 +48,8 @@ pub struct Daemon {
     made_cgroups: MadeCgroups,
     /// This boot.
     pub boot_id: String,
+    /// The default AppArmor profile.
+    pub apparmor: DefaultProfile,
     /// Compiled seccomp profiles.
     pub seccomp: SeccompCache,
     /// What earlier statistics are remembered for.
@@ -102,6 +105,7 @@ impl Daemon {
             cgroup_root: PathBuf::from(&config.cgroup.runtime),
             made_cgroups: MadeCgroups::default(),
             boot_id: host::boot_id()?,
+            apparmor: DefaultProfile::new(&config.paths.state, &config.paths.run),
             seccomp: SeccompCache::default(),
             samples: Samples::default(),
             reloadable: RwLock::new(Reloadable { config: Arc::new(config), library }),

@@ -10,7 +10,7 @@ use runtime::cgroup::{Controller, Hierarchies, Mode};
 use runtime::lsm;
 
 use crate::error::Error;
-use crate::translate::{self, Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
+use crate::translate::{Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
 
 /// What translation has to know of the host.
 pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
@@ -26,7 +26,6 @@ pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
         },
         swap_accounting: swap_accounting(hierarchies),
         apparmor: lsm::apparmor_enabled(),
-        apparmor_default: lsm::apparmor_profile_loaded(translate::APPARMOR_PROFILE) == Some(true),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_readonly: kernel() >= (5, 12),
         capabilities: capabilities::from_mask(effective_capabilities(&status)),

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apparmor;
+pub mod cdi;
 pub mod cgroups;
 pub mod check;
 pub mod config;

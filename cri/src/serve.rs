@@ -80,6 +80,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
         Arc::new(blocking(debug_span!("start"), move || Daemon::new(config)).await?)
     };
     cgroups::ensure_monitors(daemon.cgroup_place());
+    load_apparmor(daemon.clone());
     recover::recover(&daemon).await?;
 
     let (listener, own_socket) = match options.inherited.take() {
@@ -136,6 +137,14 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     let _ = fs::remove_file(daemon.run.join(IDENTITY));
     cgroups::release_monitors(daemon.cgroup_place());
     Ok(())
+}
+
+/// Beside everything else: the parser may take seconds where the policy is new. Who needs the profile meanwhile waits for it.
+fn load_apparmor(daemon: Arc<Daemon>) {
+    if daemon.apparmor.enabled() {
+        // What is wrong has been logged, and is told by Status.
+        tokio::task::spawn_blocking(move || daemon.apparmor.ensure().ok());
+    }
 }
 
 async fn run_server(

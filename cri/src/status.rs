@@ -40,7 +40,7 @@ pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
     };
     let handlers = daemon.config().runtime.handlers.keys().cloned().collect::<Vec<_>>();
     StatusResponse {
-        status: Some(RuntimeStatus { conditions: conditions() }),
+        status: Some(RuntimeStatus { conditions: conditions(daemon.apparmor.complaint()) }),
         info: if request.verbose { info(daemon) } else { HashMap::new() },
         runtime_handlers: handlers
             .into_iter()
@@ -55,7 +55,11 @@ pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
 }
 
 /// kubelet starts pods on a node only where both hold.
-fn conditions() -> Vec<RuntimeCondition> {
+///
+/// Neither waits for AppArmor, whose `complaint` is only told: pods that do not ask for it run.
+fn conditions(complaint: Option<String>) -> Vec<RuntimeCondition> {
+    let complaint = complaint.map(|reason| format!("there is no default AppArmor profile: {reason}"));
+    let reason = if complaint.is_some() { "NoDefaultAppArmorProfile" } else { "" };
     let condition = |kind: &str, reason: &str, message: &str| RuntimeCondition {
         r#type: kind.to_owned(),
         status: true,
@@ -63,7 +67,7 @@ fn conditions() -> Vec<RuntimeCondition> {
         message: message.to_owned(),
     };
     vec![
-        condition("RuntimeReady", "", ""),
+        condition("RuntimeReady", reason, complaint.as_deref().unwrap_or_default()),
         condition(
             "NetworkReady",
             "LoopbackOnly",
@@ -97,6 +101,7 @@ fn info(daemon: &Daemon) -> HashMap<String, String> {
         "cgroup": format!("{:?}", daemon.hierarchies.mode()).to_lowercase(),
         "monitor": daemon.program.path(),
         "apparmor": daemon.host.apparmor,
+        "apparmorDefaultProfile": daemon.host.apparmor && daemon.apparmor.complaint().is_none(),
         "selinux": daemon.host.selinux,
         "swapAccounting": daemon.host.swap_accounting,
         "bootID": daemon.boot_id,
@@ -119,7 +124,9 @@ mod tests {
 
     #[test]
     fn both_conditions_are_told() {
-        let kinds: Vec<_> = conditions().into_iter().map(|condition| condition.r#type).collect();
+        let kinds: Vec<_> = conditions(None).into_iter().map(|condition| condition.r#type).collect();
         assert_eq!(kinds, ["RuntimeReady", "NetworkReady"]);
+        let told = &conditions(Some("why".to_owned()))[0];
+        assert!(told.status && told.message.ends_with("profile: why"), "{told:?}");
     }
 }

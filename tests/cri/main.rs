@@ -1,8 +1,10 @@
 //! CRI calls against the real daemon on the real kernel: one file for each family of behaviour.
 
+mod apparmor;
 mod bad_input;
 mod containers;
 mod daemon;
+mod devices;
 mod events;
 mod exec;
 mod hostile;

@@ -63,7 +63,7 @@ pub(crate) async fn doctor(socket: &Path, json: bool) -> Outcome {
         seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")),
         capabilities(&read("/proc/self/status")),
         inotify(&read("/proc/sys/fs/inotify/max_user_instances")),
-        apparmor(&read("/sys/module/apparmor/parameters/enabled")),
+        apparmor(&read("/sys/module/apparmor/parameters/enabled"), has_parser()),
         forwarding(&read("/proc/sys/net/ipv4/ip_forward")),
     ];
     checks.extend(daemon(socket).await);
@@ -216,9 +216,24 @@ fn inotify(instances: &str) -> Check {
     }
 }
 
-fn apparmor(enabled: &str) -> Check {
+/// Whether the program that compiles AppArmor policies is where the daemon looks for it.
+fn has_parser() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let searched = std::env::split_paths(&path);
+    let known = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
+    known.into_iter().chain(searched).any(|directory| directory.join("apparmor_parser").is_file())
+}
+
+fn apparmor(enabled: &str, parser: bool) -> Check {
     if enabled.trim() == "Y" {
-        Check::ok("AppArmor", "enabled")
+        if parser {
+            return Check::ok("AppArmor", "enabled");
+        }
+        Check::warning(
+            "AppArmor",
+            "enabled, but apparmor_parser is not installed",
+            "apt install apparmor: without it there is no default profile, and pods that ask for RuntimeDefault are refused",
+        )
     } else {
         Check::ok("AppArmor", "not enabled: profiles other than unconfined are refused")
     }
@@ -291,6 +306,14 @@ mod tests {
         assert!(check.remedy.contains("cgroup2"));
         assert_eq!(overlay("nodev\tproc\n\text4\n").verdict, Verdict::Missing);
         assert_eq!(overlay("nodev\toverlay\n").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn apparmor_without_its_parser_is_a_warning() {
+        assert_eq!(apparmor("N\n", false).verdict, Verdict::Ok);
+        assert_eq!(apparmor("Y\n", true).verdict, Verdict::Ok);
+        let check = apparmor("Y\n", false);
+        assert!(check.verdict == Verdict::Warning && check.remedy.contains("apt install"), "{check:?}");
     }
 
     #[test]

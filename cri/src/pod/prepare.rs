@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use imageless::Entry;
 use imageless::users::{self, UserError, UserSpec};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
+use runtime::lsm;
 use runtime::monitor::protocol::CreateFd;
 use tracing::debug_span;
 
@@ -19,10 +20,10 @@ use crate::host_mounts;
 use crate::pod::Directories;
 use crate::records::{ContainerRecord, ImageUse, now_ns};
 use crate::translate::{
-    self, Container, ContainerInputs, ContainerPid, DeviceNode, DeviceRequest, Ids, ImageDefaults,
+    self, AppArmor, Container, ContainerInputs, ContainerPid, DeviceNode, DeviceRequest, Ids, ImageDefaults,
     ResolvedUser, Seccomp,
 };
-use crate::{host, image};
+use crate::{cdi, host, image};
 
 /// The longest seccomp profile that is read, in bytes.
 const MAX_PROFILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -62,9 +63,6 @@ fn steps(
     dir: &Path,
 ) -> Result<Prepared, Error> {
     let (pod, container) = (&view.pod, &new.container);
-    if !container.cdi_devices.is_empty() {
-        return Err(Error::Unimplemented { what: "CDI devices (config.CDI_devices)".into() });
-    }
     let library = daemon.library();
     let entry = debug_span!("image_resolve").in_scope(|| {
         library.resolve(&container.image).map_err(|error| image::resolve_error(&container.image, error))
@@ -109,11 +107,15 @@ fn steps(
         Seccomp::Localhost(path) if !container.security.privileged => Some(read_profile(path)?),
         _ => None,
     };
+    let apparmor_missing = default_apparmor(daemon, container);
+    if let AppArmor::Localhost(name) = &container.security.apparmor {
+        must_be_loaded(name, &new.id)?;
+    }
     let mut paths = files::paths(dirs, pod, view.pause);
     if let ContainerPid::Target(target) = &container.pid {
         paths.target_pid_ns = Some(target_pid_ns(view, target)?);
     }
-    let spec = translate::container_spec(&ContainerInputs {
+    let mut spec = translate::container_spec(&ContainerInputs {
         ids: Ids { pod: &view.record.id, container: &new.id },
         defaults: &daemon.defaults,
         pod,
@@ -126,10 +128,14 @@ fn steps(
         cgroups_path: &cgroups_path,
         mount_sources: &mount_sources,
         devices: &devices,
+        apparmor_missing: apparmor_missing.as_deref(),
         localhost_seccomp: localhost_seccomp.as_ref(),
         selinux_level: None,
     })?;
 
+    debug_span!("cdi").in_scope(|| {
+        cdi::inject(&mut spec, &container.cdi_devices, &daemon.config().devices.cdi_spec_dirs)
+    })?;
     let mut kinds = vec![CreateFd::Root];
     let mounted = debug_span!("mount_rootfs").in_scope(|| {
         imageless::rootfs::mount_overlay(entry.tree(), dir, imageless::rootfs::OverlayOptions::default())
@@ -235,6 +241,28 @@ fn devices(requests: &[DeviceRequest]) -> Result<Vec<DeviceNode>, Error> {
         }
     }
     Ok(nodes)
+}
+
+/// Why there is no default AppArmor profile for a container that may want it; None: there is one, or nobody wants it.
+fn default_apparmor(daemon: &Daemon, container: &Container) -> Option<String> {
+    let wanted = matches!(container.security.apparmor, AppArmor::Unset | AppArmor::RuntimeDefault);
+    if !wanted || container.security.privileged || !daemon.host.apparmor {
+        return None;
+    }
+    debug_span!("apparmor").in_scope(|| daemon.apparmor.ensure().err())
+}
+
+/// A profile that is not loaded is refused here, where the request can be told, and not by init.
+fn must_be_loaded(name: &str, container: &str) -> Result<(), Error> {
+    // Some(false) only: where the list cannot be read, the kernel has the word.
+    if lsm::apparmor_enabled() && lsm::apparmor_profile_loaded(name) == Some(false) {
+        return Err(Error::FailedPrecondition {
+            what: "container",
+            id: container.to_owned(),
+            reason: format!("the AppArmor profile {name} is not loaded on this node"),
+        });
+    }
+    Ok(())
 }
 
 /// The profile at an absolute path of the host.

@@ -52,7 +52,7 @@ pub struct Container {
     pub mounts: Vec<MountRequest>,
     /// Devices of the host.
     pub devices: Vec<DeviceRequest>,
-    /// Names of devices of the container device interface.
+    /// Names of devices of the container device interface, of the field and of annotations, each once.
     pub cdi_devices: Vec<String>,
     /// Limits.
     pub resources: Resources,
@@ -81,7 +81,7 @@ impl std::fmt::Display for ContainerMetadata {
 /// Who a container runs as and what it may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSecurity {
-    /// Everything allowed: the rest of this is ignored but for user, groups and the root's mode.
+    /// Everything allowed: the rest of this is ignored but for user, groups, the root's mode and an AppArmor profile by name.
     pub privileged: bool,
     /// Changes to the default capabilities.
     pub capabilities: CapabilityRequest,
@@ -114,13 +114,13 @@ impl Container {
         let linux = config.linux.unwrap_or_default();
         let field = "config.linux.security_context";
         let (security, options) = parse_security(field, linux.security_context, pod)?;
+        let annotations = check::annotations("config.annotations", config.annotations)?;
         Ok(Self {
             metadata: ContainerMetadata {
                 name: check::name("config.metadata.name", &metadata.name)?,
                 attempt: metadata.attempt,
             },
             labels: check::labels("config.labels", config.labels)?,
-            annotations: check::annotations("config.annotations", config.annotations)?,
             image: check::image("config.image.image", &image.image)?,
             user_specified_image: check::text(
                 "config.image.user_specified_image",
@@ -145,7 +145,8 @@ impl Container {
             stop_signal: StopSignal::from_request("config.stop_signal", config.stop_signal)?,
             mounts: mounts::parse("config.mounts", config.mounts)?,
             devices: devices::parse("config.devices", config.devices)?,
-            cdi_devices: devices::parse_cdi("config.CDI_devices", config.cdi_devices)?,
+            cdi_devices: devices::parse_cdi("config.CDI_devices", config.cdi_devices, &annotations)?,
+            annotations,
             resources: Resources::parse("config.linux.resources", linux.resources.unwrap_or_default())?,
             pid: namespaces::parse_container(
                 &format!("{field}.namespace_options"),

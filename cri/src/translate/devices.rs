@@ -1,11 +1,13 @@
 //! Devices: what the request names, the nodes they turn out to be, and the rules of the device cgroup.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::inputs::ContainerInputs;
 use super::pod::PrivilegedDevices;
+use crate::cdi;
 use crate::check;
 use crate::error::Error;
 use crate::v1;
@@ -156,27 +158,20 @@ fn parse_access(field: &str, text: &str) -> Result<Access, Error> {
     Ok(access)
 }
 
-/// Parses `CDI_devices`: qualified names such as `vendor.com/class=name`.
-pub(super) fn parse_cdi(field: &str, devices: Vec<v1::CdiDevice>) -> Result<Vec<String>, Error> {
-    let one = |(i, device): (usize, v1::CdiDevice)| {
-        let field = format!("{field}[{i}].name");
-        let name = device.name;
-        let word = |part: &str| {
-            !part.is_empty()
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':'))
-        };
-        let qualified = name
-            .split_once('=')
-            .and_then(|(kind, device)| kind.split_once('/').map(|(vendor, class)| [vendor, class, device]));
-        match qualified {
-            Some(parts) if name.len() <= check::NAME_BYTES * 3 && parts.into_iter().all(word) => Ok(name),
-            _ => {
-                let reason = format!("{} is not of the form vendor/class=name", check::shown(&name));
-                Err(Error::invalid(field, reason))
-            }
-        }
-    };
-    check::list(field, devices)?.into_iter().enumerate().map(one).collect()
+/// Parses `CDI_devices` and the annotations that ask for the same: names such as `vendor.com/class=name`, each once.
+pub(super) fn parse_cdi(
+    field: &str,
+    devices: Vec<v1::CdiDevice>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<String>, Error> {
+    let mut names: Vec<String> = Vec::new();
+    for (i, device) in check::list(field, devices)?.into_iter().enumerate() {
+        names.push(cdi::name_of(&format!("{field}[{i}].name"), &device.name)?);
+    }
+    names.extend(cdi::annotated(annotations)?);
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
 }
 
 /// The nodes of the spec: the request's and, for a privileged container, all of the host's.

@@ -41,6 +41,8 @@ pub struct ContainerInputs<'a> {
     pub mount_sources: &'a [MountSource],
     /// The nodes that [`Container::devices`] stand for: one each, or more where a directory was named.
     pub devices: &'a [DeviceNode],
+    /// Why there is no default AppArmor profile, for people; None: it is loaded.
+    pub apparmor_missing: Option<&'a str>,
     /// The parsed profile of [`super::Seccomp::Localhost`].
     pub localhost_seccomp: Option<&'a LinuxSeccomp>,
     /// The level (`s0:c1,c2`) that the pod's containers share where the request gives none.
@@ -154,8 +156,6 @@ pub struct HostFacts {
     pub swap_accounting: bool,
     /// Whether AppArmor is on.
     pub apparmor: bool,
-    /// Whether the runtime's default AppArmor profile is loaded.
-    pub apparmor_default: bool,
     /// Whether SELinux is on.
     pub selinux: bool,
     /// Whether read-only can be made recursive: `mount_setattr(2)`, Linux 5.12.
@@ -179,7 +179,6 @@ impl Default for HostFacts {
             hugepage_sizes: BTreeSet::new(),
             swap_accounting: true,
             apparmor: false,
-            apparmor_default: false,
             selinux: false,
             recursive_readonly: true,
             capabilities: capabilities::ALL.iter().copied().collect(),

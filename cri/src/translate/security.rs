@@ -47,7 +47,7 @@ pub enum Seccomp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AppArmor {
-    /// The request says nothing: the default one where the host has AppArmor.
+    /// The request says nothing: the default one where it can be had.
     Unset,
     /// None.
     Unconfined,
@@ -222,9 +222,6 @@ pub(super) fn seccomp(inputs: &ContainerInputs<'_>) -> Result<Option<LinuxSeccom
 /// The AppArmor profile of the spec; None: unconfined.
 pub(super) fn apparmor(inputs: &ContainerInputs<'_>) -> Result<Option<String>, Error> {
     let security = &inputs.container.security;
-    if security.privileged {
-        return Ok(None);
-    }
     let default = inputs.defaults.apparmor_profile.clone();
     let refused = |reason: String| Error::FailedPrecondition {
         what: "container",
@@ -233,15 +230,20 @@ pub(super) fn apparmor(inputs: &ContainerInputs<'_>) -> Result<Option<String>, E
     };
     match &security.apparmor {
         AppArmor::Unconfined => Ok(None),
+        AppArmor::Unset if security.privileged || !inputs.host.apparmor => Ok(None),
         // Who asks for nothing is not refused for what the node lacks.
-        AppArmor::Unset => Ok(inputs.host.apparmor_default.then_some(default)),
+        AppArmor::Unset => Ok(inputs.apparmor_missing.is_none().then_some(default)),
         AppArmor::RuntimeDefault | AppArmor::Localhost(_) if !inputs.host.apparmor => {
             Err(refused("asks for an AppArmor profile, but AppArmor is off on this node".to_owned()))
         }
-        AppArmor::RuntimeDefault if !inputs.host.apparmor_default => Err(refused(format!(
-            "asks for the default AppArmor profile, but {default} is not loaded on this node"
-        ))),
-        AppArmor::RuntimeDefault => Ok(Some(default)),
+        // The default profile would take away what a privileged container is for; one by name is meant.
+        AppArmor::RuntimeDefault if security.privileged => Ok(None),
+        AppArmor::RuntimeDefault => match inputs.apparmor_missing {
+            Some(reason) => Err(refused(format!(
+                "asks for the default AppArmor profile, but {default} is not loaded on this node: {reason}"
+            ))),
+            None => Ok(Some(default)),
+        },
         AppArmor::Localhost(name) => Ok(Some(name.clone())),
     }
 }

@@ -175,7 +175,7 @@ fn seccomp_is_what_was_chosen() {
 #[allow(deprecated, reason = "the old fields are what is tested")]
 fn the_older_strings_for_profiles_still_work() {
     let mut f = fixture();
-    (f.host.apparmor, f.host.apparmor_default) = (true, true);
+    f.host.apparmor = true;
     for (text, choice) in [
         ("runtime/default", Seccomp::RuntimeDefault),
         ("docker/default", Seccomp::RuntimeDefault),
@@ -205,12 +205,13 @@ fn apparmor_is_what_was_chosen_where_there_is_any() {
     f.security().apparmor = profile(ProfileType::Localhost, "mine");
     assert!(f.error().contains("AppArmor is off on this node"), "{}", f.error());
     f.host.apparmor = true;
+    f.apparmor_missing = Some("no parser".to_owned());
     assert_eq!(name(&f).as_deref(), Some("mine"));
     f.security().apparmor = None;
     assert_eq!(name(&f), None, "nothing was asked for, and the default profile is not loaded");
     f.security().apparmor = profile(ProfileType::RuntimeDefault, "");
-    assert!(f.error().contains("podwright-default is not loaded on this node"), "{}", f.error());
-    f.host.apparmor_default = true;
+    assert!(f.error().contains("podwright-default is not loaded on this node: no parser"), "{}", f.error());
+    f.apparmor_missing = None;
     assert_eq!(name(&f).as_deref(), Some("podwright-default"));
     f.security().apparmor = None;
     assert_eq!(name(&f).as_deref(), Some("podwright-default"));
@@ -218,6 +219,10 @@ fn apparmor_is_what_was_chosen_where_there_is_any() {
     assert_eq!(name(&f), None);
     f.security().apparmor = profile(ProfileType::Localhost, "localhost/mine");
     f.privileged();
+    assert_eq!(name(&f).as_deref(), Some("mine"), "by name it is meant, whatever else is allowed");
+    f.security().apparmor = profile(ProfileType::RuntimeDefault, "");
+    assert_eq!(name(&f), None);
+    f.security().apparmor = None;
     assert_eq!(name(&f), None);
 }
 

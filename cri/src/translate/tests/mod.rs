@@ -30,6 +30,7 @@ struct Fixture {
     sources: Vec<MountSource>,
     devices: Vec<DeviceNode>,
     localhost_seccomp: Option<LinuxSeccomp>,
+    apparmor_missing: Option<String>,
 }
 
 /// The smallest request there is, on an ordinary node.
@@ -73,6 +74,7 @@ fn fixture() -> Fixture {
         sources: Vec::new(),
         devices: Vec::new(),
         localhost_seccomp: None,
+        apparmor_missing: None,
     }
 }
 
@@ -146,6 +148,7 @@ impl Fixture {
             mount_sources: &sources,
             devices: &self.devices,
             localhost_seccomp: self.localhost_seccomp.as_ref(),
+            apparmor_missing: self.apparmor_missing.as_deref(),
             selinux_level: Some("s0:c1,c2"),
         })
     }
