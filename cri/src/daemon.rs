@@ -71,7 +71,11 @@ impl Daemon {
         let library = Arc::new(open_library(&config)?);
         let program = Program::load(&config.paths.monitor)
             .map_err(|error| Error::internal("prepare the monitor's program", error))?;
-        let host = host::facts(&hierarchies)?;
+        let user_namespaces = program.try_idmap(&config.rootfs.roots);
+        if let Err(reason) = &user_namespaces {
+            tracing::info!(reason, "no user namespaces for pods");
+        }
+        let host = host::facts(&hierarchies, user_namespaces.is_ok())?;
         let driver = match config.cgroup.driver {
             CgroupDriver::Cgroupfs => Driver::Cgroupfs,
             CgroupDriver::Systemd => Driver::Systemd,

@@ -12,8 +12,8 @@ use runtime::lsm;
 use crate::error::Error;
 use crate::translate::{Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
 
-/// What translation has to know of the host.
-pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
+/// What translation has to know of the host; `user_namespaces` was tried already.
+pub fn facts(hierarchies: &Hierarchies, user_namespaces: bool) -> Result<HostFacts, Error> {
     let mountinfo = read("/proc/self/mountinfo")?;
     let status = read("/proc/self/status")?;
     Ok(HostFacts {
@@ -28,6 +28,7 @@ pub fn facts(hierarchies: &Hierarchies) -> Result<HostFacts, Error> {
         apparmor: lsm::apparmor_enabled(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         recursive_readonly: kernel() >= (5, 12),
+        user_namespaces,
         capabilities: capabilities::from_mask(effective_capabilities(&status)),
         devices: devices(),
         arch: if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 },

@@ -27,10 +27,14 @@ pub async fn run(daemon: &Arc<Daemon>, request: RunPodSandboxRequest) -> Result<
     let config = request.config.ok_or_else(|| Error::invalid("config", "must be given"))?;
     let pod = Pod::parse(config.clone(), &request.runtime_handler, &daemon.defaults)?;
     tracing::Span::current().record("pod", pod.metadata.to_string());
-    if pod.namespaces.userns != Userns::None {
-        // Its containers' roots would have to be mapped, which no part of this version does.
-        return Err(Error::Unimplemented {
-            what: "a user namespace of the pod's own (userns_options)".into(),
+    if pod.namespaces.userns != Userns::None && !daemon.host.user_namespaces {
+        // Told now: its containers could not be created.
+        return Err(Error::FailedPrecondition {
+            what: "pod sandbox",
+            id: pod.metadata.to_string(),
+            reason: "asks for a user namespace, but the filesystem of the root filesystem directories (rootfs.roots) or the kernel \
+                     does not support idmapped mounts"
+                .into(),
         }
         .into());
     }

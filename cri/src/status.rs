@@ -35,8 +35,7 @@ pub fn version() -> VersionResponse {
 pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
     let features = || RuntimeHandlerFeatures {
         recursive_read_only_mounts: daemon.host.recursive_readonly,
-        // Pause and its namespaces can; the containers' roots are not mapped yet.
-        user_namespaces: false,
+        user_namespaces: daemon.host.user_namespaces,
     };
     let handlers = daemon.config().runtime.handlers.keys().cloned().collect::<Vec<_>>();
     StatusResponse {
@@ -48,7 +47,8 @@ pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
             .collect(),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            // Sysfs, which only the owner of a network namespace can mount, is bound from the host then.
+            user_namespaces_host_network: daemon.host.user_namespaces,
             mount_options: true,
         }),
     }

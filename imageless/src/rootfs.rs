@@ -12,6 +12,10 @@
 //! and the entry that was resolved is the entry that is mounted. Nothing is ever written to the lower layer: that is what
 //! an overlay is; a container whose root is read-only gets one too, so that mount points can be made in it.
 //!
+//! For a container in a user namespace the tree is a detached clone with mapped owners. Before Linux 6.15 overlayfs takes no layer that is
+//! attached nowhere: there a short-lived thread attaches the clone in a mount namespace of its own and makes the overlay from there
+//! ([`mount_detached`]). The overlay keeps what it was made of; the thread's namespace goes with the thread.
+//!
 //! `volatile` (5.10) leaves out every sync of the upper filesystem, which makes unmounting ten times faster; a writable
 //! layer is worth nothing after a power loss, because its container is gone. `index`, `metacopy` and `nfs_export` are
 //! turned off whatever the kernel's defaults: they would tie the upper layer to inodes of a lower tree that may be switched,
@@ -22,9 +26,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags};
 
 use crate::beneath;
 use crate::tree;
@@ -125,7 +129,12 @@ pub fn mount_overlay(
     let mounted = make_layer(dir.as_fd(), container_dir, WORK)
         .and_then(|work| {
             take_after(lower, upper.as_fd(), &container_dir.join(UPPER))?;
-            mount(lower, upper.as_fd(), work.as_fd(), options)
+            match mount(lower, upper.as_fd(), work.as_fd(), options) {
+                Err(RootError::Mount { source: Errno::INVAL, .. }) if is_detached(lower) => {
+                    mount_detached(lower, container_dir, options)
+                }
+                mounted => mounted,
+            }
         })
         .map(|mount| RootMount { mount, upper: container_dir.join(UPPER) });
     if mounted.is_err() {
@@ -212,6 +221,58 @@ fn mount(
         .map_err(|source| failed("fsmount", source))
 }
 
+/// Whether what `lower` shows is attached nowhere: mountinfo has no line of its mount then (proc_pid_mountinfo(5)). On doubt it is
+/// not, and the overlay's own failure is told.
+fn is_detached(lower: BorrowedFd<'_>) -> bool {
+    let flags = AtFlags::EMPTY_PATH;
+    let Ok(stat) = rustix::fs::statx(lower, c"", flags, StatxFlags::MNT_ID) else { return false };
+    let Ok(mountinfo) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
+    let id = stat.stx_mnt_id.to_string();
+    stat.stx_mask & StatxFlags::MNT_ID.bits() != 0
+        && !mountinfo.lines().any(|line| line.split(' ').next() == Some(&id))
+}
+
+/// As [`mount`], for a lower layer that is attached nowhere on a kernel that cannot have such a one.
+fn mount_detached(
+    lower: BorrowedFd<'_>,
+    container_dir: &Path,
+    options: OverlayOptions,
+) -> Result<OwnedFd, RootError> {
+    let thread = std::thread::Builder::new().name("idmap".to_owned()).stack_size(256 << 10);
+    let failed = |step, source| RootError::Mount { step, log: String::new(), source };
+    std::thread::scope(|scope| {
+        let thread = thread
+            .spawn_scoped(scope, || mount_from_inside(lower, container_dir, options))
+            .map_err(|error| failed("thread", Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;
+        thread.join().unwrap_or_else(|_| Err(failed("thread", Errno::IO)))
+    })
+}
+
+/// In the thread: the lower layer is attached over the container's own directory, whose layers were opened before, and no mount of
+/// it leaves this namespace.
+fn mount_from_inside(
+    lower: BorrowedFd<'_>,
+    container_dir: &Path,
+    options: OverlayOptions,
+) -> Result<OwnedFd, RootError> {
+    let failed = |step| move |source| RootError::Mount { step, log: String::new(), source };
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|errno| failed("unshare")(Errno::from_raw_os_error(errno as i32)))?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    rustix::mount::mount_change("/", private).map_err(failed("private"))?;
+    // Descriptors from outside are of the old namespace's mounts, and overlayfs takes layers of its caller's only.
+    let dir = open_container_dir(container_dir)?;
+    let layer = |name: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&dir, name, flags, Mode::empty())
+            .map_err(|source| RootError::Layer { path: container_dir.join(name), source })
+    };
+    let (upper, work) = (layer(UPPER)?, layer(WORK)?);
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(lower, c"", &dir, c"", flags).map_err(failed("attach"))?;
+    mount(lower, upper.as_fd(), work.as_fd(), options)
+}
+
 /// An option this kernel was built without is left out.
 fn optional(set: Result<(), Errno>) -> Result<(), Errno> {
     match set {
@@ -238,4 +299,45 @@ fn remove(dir: BorrowedFd<'_>, container_dir: &Path, name: &str) -> Result<(), R
         path: container_dir.join(OsStr::from_bytes(&failure.path)),
         source: failure.errno,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::CWD;
+    use rustix::mount::OpenTreeFlags;
+
+    #[test]
+    fn a_layer_that_is_attached_nowhere_is_mounted_on_older_kernels_too() {
+        let temp = tempfile::tempdir().unwrap();
+        let (lower, container) = (temp.path().join("lower"), temp.path().join("container"));
+        std::fs::create_dir(&lower).unwrap();
+        std::fs::create_dir(&container).unwrap();
+        std::fs::write(lower.join("file"), "entry").unwrap();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let clone = match rustix::mount::open_tree(CWD, &lower, flags) {
+            Ok(clone) => clone,
+            Err(errno) => return println!("skip: no mounts here: {errno}"),
+        };
+        let attached = rustix::fs::open(&lower, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(is_detached(clone.as_fd()) && !is_detached(attached.as_fd()));
+
+        let dir = open_container_dir(&container).unwrap();
+        make_layer(dir.as_fd(), &container, UPPER).unwrap();
+        make_layer(dir.as_fd(), &container, WORK).unwrap();
+        let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let root = mount_detached(clone.as_fd(), &container, OverlayOptions::default()).unwrap();
+        drop(clone);
+        let read = |name: &str| {
+            let file = rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            std::io::read_to_string(std::fs::File::from(file)).unwrap()
+        };
+        assert_eq!(read("file"), "entry");
+        rustix::fs::mkdirat(&root, "made", Mode::RWXU).unwrap();
+        assert!(container.join(UPPER).join("made").is_dir());
+        assert!(!lower.join("made").exists());
+        let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = |text: &str| text.lines().filter(|line| line.contains(&*temp.path().to_string_lossy())).count();
+        assert_eq!((here(&before), here(&after)), (0, 0), "nothing of it is seen on the host");
+    }
 }

@@ -11,6 +11,7 @@ pub mod failure;
 mod gate;
 mod handshake;
 pub mod hooks;
+pub mod idmap;
 mod init;
 mod launch;
 pub mod lsm;

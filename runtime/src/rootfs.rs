@@ -68,7 +68,12 @@ impl Root {
         }
         let asked = plan.rootfs.propagation;
         cut_off(asked).map_err(|errno| Failure::at(Step::Rootfs, errno, "/").with_message("propagation"))?;
-        let point = open_directory(path).map_err(failed)?;
+        let point = match open_directory(path) {
+            // Only the host's root may walk there. A mount on `/` hides nothing before it is entered: look-ups begin below it.
+            Err(Errno::ACCESS) if detached.is_some() => open_directory(Path::new("/")),
+            opened => opened,
+        };
+        let point = point.map_err(failed)?;
         if asked.is_some_and(|asked| asked.kind == PropagationKind::Shared) {
             make_parent_private(point.as_fd()).map_err(failed)?;
         }

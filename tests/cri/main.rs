@@ -17,4 +17,5 @@ mod logs;
 mod person;
 mod pods;
 mod stats;
+mod user_namespaces;
 mod wire;

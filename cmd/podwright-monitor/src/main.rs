@@ -1,15 +1,22 @@
 //! One per pod: holds its namespaces, runs its containers, writes their logs. All of it is [`runtime::monitor`].
 //!
-//! The daemon starts it with a listening socket as standard input; nobody else has a use for it.
+//! The daemon starts it with a listening socket as standard input; nobody else has a use for it. Once, when it starts itself, the
+//! daemon has it try something that takes a process of one thread: `--try-idmap DIRECTORY…` succeeds where the owners of one of
+//! the directories can be mapped for a user namespace.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use runtime::idmap;
 use runtime::monitor::{Options, run};
 
 fn main() -> ExitCode {
-    let done = match Options::parse(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == "--try-idmap").is_some() {
+        return try_idmap(arguments);
+    }
+    let done = match Options::parse(arguments) {
         Ok(options) => run(&options).map_err(|failure| failure.to_string()),
         Err(error) => Err(error.to_string()),
     };
@@ -21,4 +28,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Succeeds if one of the directories can be idmapped; else says why not.
+fn try_idmap(directories: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    for directory in directories {
+        match idmap::try_on(directory.as_ref()) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => {
+                let _ = writeln!(std::io::stderr(), "{}: {failure}", directory.display());
+            }
+        }
+    }
+    ExitCode::FAILURE
 }

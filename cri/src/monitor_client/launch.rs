@@ -100,16 +100,33 @@ impl Program {
         &self.path
     }
 
+    /// What to execute.
+    fn executable(&self) -> PathBuf {
+        match &self.sealed {
+            Some(sealed) => PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd())),
+            None => self.path.clone(),
+        }
+    }
+
+    /// Whether pods can have user namespaces here: the owners of one of the directories can be mapped. The program tries it, since
+    /// it takes a process of one thread. Blocks for as long as that takes, which is no longer than a process's start.
+    pub fn try_idmap(&self, directories: &[PathBuf]) -> Result<(), String> {
+        let mut command = Command::new(self.executable());
+        command.arg0(NAME).arg("--try-idmap").args(directories).env_clear().current_dir("/").stdin(Stdio::null());
+        let output = command.output().map_err(|error| format!("execute {}: {error}", self.path.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(said.lines().collect::<Vec<_>>().join("; "))
+    }
+
     /// Starts a monitor that listens in `run_dir`, with `args`. Its standard error is the daemon's; it makes itself
     /// a session of its own. The listening socket is its standard input: no code of ours runs between fork and exec.
     pub fn launch(&self, run_dir: &Path, args: &[String]) -> Result<Launched, LaunchError> {
         let socket =
             listen(run_dir).map_err(|source| LaunchError::Socket { path: run_dir.to_owned(), source })?;
-        let program = match &self.sealed {
-            Some(sealed) => PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd())),
-            None => self.path.clone(),
-        };
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.executable());
         command
             .arg0(NAME)
             .args(args)

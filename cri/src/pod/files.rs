@@ -38,9 +38,10 @@ pub(super) fn make(dirs: &Directories, pod: &Pod) -> Result<(), Error> {
         Some(dns) => dns.resolv_conf().into_bytes(),
         None => host_file("/etc/resolv.conf")?,
     };
-    write(&dirs.run.join("hosts"), &hosts)?;
-    write(&dirs.run.join("hostname"), format!("{}\n", pod.hostname).as_bytes())?;
-    write(&dirs.run.join("resolv.conf"), &resolv_conf)?;
+    let root = root_of(pod);
+    write(&dirs.run.join("hosts"), &hosts, root)?;
+    write(&dirs.run.join("hostname"), format!("{}\n", pod.hostname).as_bytes(), root)?;
+    write(&dirs.run.join("resolv.conf"), &resolv_conf, root)?;
     if pod.namespaces.ipc == Shared::Pod {
         mount_shm(&dirs.shm(), pod)?;
     }
@@ -132,25 +133,29 @@ fn host_file(path: &'static str) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Readable by every container, whoever it runs as.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// The pod's root as the host knows it: uid, gid.
+fn root_of(pod: &Pod) -> (u32, u32) {
+    match &pod.namespaces.userns {
+        Userns::None => (0, 0),
+        Userns::Mapped { uids, gids } => (uids.host, gids.host),
+    }
+}
+
+/// Readable by every container, whoever it runs as, and the property of the pod's root: no mapping of the mount's is needed then,
+/// which not every filesystem supports.
+fn write(path: &Path, bytes: &[u8], (uid, gid): (u32, u32)) -> Result<(), Error> {
     let mut options = fs::OpenOptions::new();
-    let written = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(path)
-        .and_then(|mut file| io::Write::write_all(&mut file, bytes));
+    let written = options.write(true).create(true).truncate(true).mode(0o644).open(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        if (uid, gid) == (0, 0) { Ok(()) } else { std::os::unix::fs::fchown(&file, Some(uid), Some(gid)) }
+    });
     written.map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
 }
 
 fn mount_shm(path: &Path, pod: &Pod) -> Result<(), Error> {
     private_dir(path)?;
-    let options = match &pod.namespaces.userns {
-        Userns::None => SHM_OPTIONS.to_owned(),
-        Userns::Mapped { uids, gids } => format!("{SHM_OPTIONS},uid={},gid={}", uids.host, gids.host),
-    };
+    let (uid, gid) = root_of(pod);
+    let options = format!("{SHM_OPTIONS},uid={uid},gid={gid}");
     let options = std::ffi::CString::new(options).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", path, "tmpfs", flags, Some(options.as_c_str())).map_err(|errno| {

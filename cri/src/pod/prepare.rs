@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use imageless::Entry;
@@ -137,8 +137,13 @@ fn steps(
         cdi::inject(&mut spec, &container.cdi_devices, &daemon.config().devices.cdi_spec_dirs)
     })?;
     let mut kinds = vec![CreateFd::Root];
+    let mapped = match &paths.user_ns {
+        Some(path) => Some(debug_span!("idmap").in_scope(|| mapped_tree(&entry, path))?),
+        None => None,
+    };
+    let lower = mapped.as_ref().map_or(entry.tree(), AsFd::as_fd);
     let mounted = debug_span!("mount_rootfs").in_scope(|| {
-        imageless::rootfs::mount_overlay(entry.tree(), dir, imageless::rootfs::OverlayOptions::default())
+        imageless::rootfs::mount_overlay(lower, dir, imageless::rootfs::OverlayOptions::default())
     });
     let mounted = mounted.map_err(|error| root_error(&new.id, &entry, error))?;
     let mut fds = vec![mounted.mount];
@@ -152,6 +157,17 @@ fn steps(
         .in_scope(|| imageless::bundle::write(dir, &spec))
         .map_err(|error| Error::internal(format!("write the bundle of container {}", new.id), error))?;
     Ok(Prepared { record, bundle: dir.to_owned(), kinds, fds })
+}
+
+/// The entry's tree with its owners as the pod's user namespace, found at `path`, has them.
+fn mapped_tree(entry: &Entry, path: &Path) -> Result<OwnedFd, Error> {
+    let namespace = fs::File::open(path)
+        .map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
+    runtime::idmap::clone_mapped(entry.tree(), namespace.as_fd()).map_err(|failure| Error::FailedPrecondition {
+        what: "image",
+        id: entry.location().display().to_string(),
+        reason: format!("cannot be the root of a container in a user namespace: {failure}"),
+    })
 }
 
 /// What the image says about the container's process.

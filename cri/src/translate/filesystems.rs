@@ -109,11 +109,8 @@ fn pod_files(inputs: &ContainerInputs<'_>) -> Vec<Mount> {
     ];
     for (destination, source) in files {
         let Some(source) = source else { continue };
-        let mut mount = filesystem(Path::new(destination), "bind", source, &["rbind", "rprivate", access]);
-        if let Userns::Mapped { uids, gids } = &inputs.pod.namespaces.userns {
-            mounts::set_mappings(&mut mount, &[*uids], &[*gids]);
-        }
-        mounts.push(mount);
+        // They belong to the pod's root, whoever that is on the host.
+        mounts.push(filesystem(Path::new(destination), "bind", source, &["rbind", "rprivate", access]));
     }
     mounts
 }

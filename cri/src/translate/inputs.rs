@@ -142,7 +142,7 @@ pub enum CgroupVersion {
 }
 
 /// What this host has. Read once when the daemon starts.
-#[allow(clippy::struct_excessive_bools, reason = "four independent facts")]
+#[allow(clippy::struct_excessive_bools, reason = "five independent facts")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostFacts {
     /// Which cgroup interface.
@@ -160,6 +160,8 @@ pub struct HostFacts {
     pub selinux: bool,
     /// Whether read-only can be made recursive: `mount_setattr(2)`, Linux 5.12.
     pub recursive_readonly: bool,
+    /// Whether pods can have user namespaces: the owners of the root filesystem directories can be mapped.
+    pub user_namespaces: bool,
     /// Capabilities of the daemon itself, which bound what it can grant.
     pub capabilities: Names,
     /// The nodes below /dev, for privileged containers.
@@ -181,6 +183,7 @@ impl Default for HostFacts {
             apparmor: false,
             selinux: false,
             recursive_readonly: true,
+            user_namespaces: true,
             capabilities: capabilities::ALL.iter().copied().collect(),
             devices: Vec::new(),
             arch: Arch::ScmpArchX86_64,

@@ -240,7 +240,7 @@ fn bind(inputs: &ContainerInputs<'_>, request: &MountRequest, source: &MountSour
 }
 
 /// Maps the owners of a mount; no mapping leaves them as they are.
-pub(super) fn set_mappings(mount: &mut Mount, uids: &[IdRange], gids: &[IdRange]) {
+fn set_mappings(mount: &mut Mount, uids: &[IdRange], gids: &[IdRange]) {
     let oci = |ranges: &[IdRange]| {
         (!ranges.is_empty()).then(|| ranges.iter().map(|range| range.to_oci()).collect::<Vec<_>>())
     };

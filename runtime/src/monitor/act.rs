@@ -143,6 +143,7 @@ impl Server {
             stdio,
             own_pids: made.own_pids,
             late_hooks: made.late_hooks,
+            root: made.root,
             seccomp: made.seccomp,
         };
         self.containers.insert(number, container);
@@ -185,14 +186,14 @@ impl Server {
         self.forget_ended_execs();
         let number = self.number();
         let lives = self.by_id_mut(&request.container).ok_or_else(|| gone(&request.container))?;
-        let (container, Container { pid, pidfd, cgroup, seccomp, .. }) = lives;
+        let (container, Container { pid, pidfd, cgroup, root, seccomp, .. }) = lives;
         let pidfd = pidfd.as_ref().ok_or_else(|| gone(&request.container))?.as_fd();
         // A process that begins in a frozen cgroup would be waited for until the deadline.
         if cgroup.is_frozen()? {
             let message = format!("container {} is paused", request.container);
             return Err(Failure::because(Step::Request, message));
         }
-        let target = engine::Target { pid: *pid, pidfd, cgroup, seccomp: seccomp.as_ref() };
+        let target = engine::Target { pid: *pid, pidfd, cgroup, root: *root, seccomp: seccomp.as_ref() };
         let made = engine::exec(request, fds, target, number)?;
         let watch_failed = |errno| Failure::os(Step::Clone, errno).with_message("wait for the process");
         let pidfd = self

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -33,6 +33,8 @@ pub(super) struct Container {
     pub(super) own_pids: bool,
     /// Its plan, where there are hooks to run once the program runs or the container is gone.
     pub(super) late_hooks: Option<Box<Plan>>,
+    /// Who its root is on the host; None: the host's root. See [`give`].
+    pub(super) root: Option<(u32, u32)>,
     /// The memfd with its seccomp program, for what is exec'd into it. Kept as it is: its pages are the daemon's too.
     pub(super) seccomp: Option<OwnedFd>,
 }
@@ -45,6 +47,8 @@ pub(super) struct Target<'a> {
     pub(super) pidfd: BorrowedFd<'a>,
     /// The container's cgroup.
     pub(super) cgroup: &'a mut Cgroup,
+    /// See [`Container::root`].
+    pub(super) root: Option<(u32, u32)>,
     /// See [`Container::seccomp`].
     pub(super) seccomp: Option<&'a OwnedFd>,
 }
@@ -91,6 +95,8 @@ pub(super) fn create(
     } else {
         pipes(request.stdin).map(|(s, p)| (s, Some(p)))?
     };
+    let root_outside = plan.namespaces.root_outside();
+    give(&stdio, root_outside)?;
     let (gate, theirs) = StartGate::pair()?;
     let created = container::create(&container::CreateRequest {
         id: &request.container,
@@ -120,6 +126,7 @@ pub(super) fn create(
         own_pids: plan.namespaces.is_new(NamespaceKind::Pid),
         late_hooks: (!plan.hooks.poststart.is_empty() || !plan.hooks.poststop.is_empty())
             .then(|| Box::new(plan)),
+        root: root_outside,
         seccomp,
     })
 }
@@ -131,7 +138,7 @@ pub(super) fn exec(
     target: Target<'_>,
     number: u32,
 ) -> Result<Execed, Failure> {
-    let Target { pid, pidfd, cgroup: container, seccomp } = target;
+    let Target { pid, pidfd, cgroup: container, root, seccomp } = target;
     let mut fds = fds.into_iter();
     let description = fds.next().ok_or_else(|| Failure::because(Step::Request, "no process was passed"))?;
     let process = read_process(&description)?;
@@ -147,6 +154,7 @@ pub(super) fn exec(
         let or_null = |fd: Option<OwnedFd>| fd.map_or_else(null, Ok);
         (Stdio::Fds { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }, None)
     };
+    give(&streams, root)?;
     let filter = seccomp.map(program).transpose()?;
     let own = request.own_cgroup.then(|| container.child(&format!("exec-{number}")));
     let mut cgroup = own.transpose()?;
@@ -216,6 +224,21 @@ fn pipes(with_stdin: bool) -> Result<(Stdio, Ends), Failure> {
         if with_stdin { pipe().map(|(read, write)| (read, Some(write)))? } else { (null()?, None) };
     let theirs = Stdio::Fds { stdin: their_stdin, stdout: their_stdout, stderr: their_stderr };
     Ok((theirs, Ends::Pipes { stdin, stdout, stderr }))
+}
+
+/// Makes the pipes the property of the root of the container's user namespace, who then gives them to the process's user; what
+/// belongs to the host's root, nobody in there could open again through /dev/stdout.
+fn give(stdio: &Stdio, root: Option<(u32, u32)>) -> Result<(), Failure> {
+    let (Stdio::Fds { stdin, stdout, stderr }, Some((uid, gid))) = (stdio, root) else { return Ok(()) };
+    let failed = |errno| Failure::os(Step::Console, errno).with_message("give the standard streams away");
+    for fd in [stdin, stdout, stderr] {
+        let stat = rustix::fs::fstat(fd).map_err(failed)?;
+        // Anything else may be more than this process's, as /dev/null is.
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn null() -> Result<OwnedFd, Failure> {

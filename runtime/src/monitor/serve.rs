@@ -103,6 +103,8 @@ pub(super) struct Container {
     pub(super) own_pids: bool,
     /// See [`engine::Container::late_hooks`](super::engine::Container).
     pub(super) late_hooks: Option<Box<Plan>>,
+    /// See [`engine::Container::root`](super::engine::Container::root).
+    pub(super) root: Option<(u32, u32)>,
     /// The memfd with its seccomp program.
     pub(super) seccomp: Option<OwnedFd>,
     pub(super) oom: Option<Oom>,

@@ -24,7 +24,7 @@ use crate::plan::IdMap;
 use crate::sys::{self, Clone3, Forked};
 
 /// A user namespace with these maps. For a process with one thread that may write any map.
-pub(super) fn user_namespace(uid_maps: &[IdMap], gid_maps: &[IdMap]) -> Result<OwnedFd, Errno> {
+pub(crate) fn user_namespace(uid_maps: &[IdMap], gid_maps: &[IdMap]) -> Result<OwnedFd, Errno> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let arguments = Clone3 { namespaces: u64::from(libc::CLONE_NEWUSER.unsigned_abs()), ..Clone3::default() };
     match sys::clone3(&arguments)? {

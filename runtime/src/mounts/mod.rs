@@ -29,6 +29,7 @@ pub(crate) use attributes::{make_read_only, propagate};
 pub(crate) use bind::{Sources, clone_fd, clone_path};
 pub(crate) use cgroup::binds as cgroup_binds;
 pub(crate) use filesystem::{New, Refused, make};
+pub(crate) use idmap::user_namespace;
 
 use crate::plan::options::{attr, superblock};
 use crate::plan::{Mount, MountSource, NamespaceKind, Plan};

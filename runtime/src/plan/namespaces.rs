@@ -22,6 +22,16 @@ impl Namespaces {
         self.new.contains(&kind)
     }
 
+    /// Who the root of the container's user namespace is outside of it, uid and gid, as the maps say. None: the container has no
+    /// user namespace, or one that maps no root.
+    pub fn root_outside(&self) -> Option<(u32, u32)> {
+        let outside = |maps: &[IdMap]| maps.iter().find(|map| map.container_id == 0).map(|map| map.host_id);
+        if !self.contains(NamespaceKind::User) {
+            return None;
+        }
+        outside(&self.uid_maps).zip(outside(&self.gid_maps))
+    }
+
     /// The path of the one that is joined.
     pub fn joined(&self, kind: NamespaceKind) -> Option<&PathBuf> {
         self.join.iter().find(|(joined, _)| *joined == kind).map(|(_, path)| path)
