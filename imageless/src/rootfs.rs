@@ -129,11 +129,11 @@ pub fn mount_overlay(
     let mounted = make_layer(dir.as_fd(), container_dir, WORK)
         .and_then(|work| {
             take_after(lower, upper.as_fd(), &container_dir.join(UPPER))?;
-            match mount(lower, upper.as_fd(), work.as_fd(), options) {
-                Err(RootError::Mount { source: Errno::INVAL, .. }) if is_detached(lower) => {
-                    mount_detached(lower, container_dir, options)
-                }
-                mounted => mounted,
+            // Not found out by trying: a refused mount leaves its mark in the work directory.
+            if kernel() < DETACHED_LAYERS && is_detached(lower) {
+                mount_detached(lower, container_dir, options)
+            } else {
+                mount(lower, upper.as_fd(), work.as_fd(), options)
             }
         })
         .map(|mount| RootMount { mount, upper: container_dir.join(UPPER) });
@@ -219,6 +219,16 @@ fn mount(
     rustix::mount::fsconfig_create(&fs).map_err(|source| failed("create", source))?;
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .map_err(|source| failed("fsmount", source))
+}
+
+/// The kernel from which on a layer need not be attached anywhere: major and minor.
+const DETACHED_LAYERS: (u32, u32) = (6, 15);
+
+/// This kernel: major and minor.
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Whether what `lower` shows is attached nowhere: mountinfo has no line of its mount then (proc_pid_mountinfo(5)). On doubt it is
@@ -329,7 +339,8 @@ mod tests {
         let root = mount_detached(clone.as_fd(), &container, OverlayOptions::default()).unwrap();
         drop(clone);
         let read = |name: &str| {
-            let file = rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let file =
+                rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
             std::io::read_to_string(std::fs::File::from(file)).unwrap()
         };
         assert_eq!(read("file"), "entry");
@@ -337,7 +348,8 @@ mod tests {
         assert!(container.join(UPPER).join("made").is_dir());
         assert!(!lower.join("made").exists());
         let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let here = |text: &str| text.lines().filter(|line| line.contains(&*temp.path().to_string_lossy())).count();
+        let here =
+            |text: &str| text.lines().filter(|line| line.contains(&*temp.path().to_string_lossy())).count();
         assert_eq!((here(&before), here(&after)), (0, 0), "nothing of it is seen on the host");
     }
 }

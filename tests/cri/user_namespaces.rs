@@ -29,7 +29,10 @@ fn node(test: &str) -> anyhow::Result<Option<Node>> {
     if advertised(&node)? {
         return Ok(Some(node));
     }
-    podwright_tests::skip::skip(test, "the filesystem of the temporary directory does not support idmapped mounts");
+    podwright_tests::skip::skip(
+        test,
+        "the filesystem of the temporary directory does not support idmapped mounts",
+    );
     Ok(None)
 }
 
@@ -95,7 +98,8 @@ fn kernel_filesystems_are_the_pods_own() -> Outcome {
                   ls /sys/class/net; for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
                   echo x >/dev/null && head -c 3 /dev/zero | wc -c; ls -d /proc/[0-9]* | wc -l";
     let output = pod.sh(script).output()?;
-    let expected = "/dev tmpfs\n/dev/mqueue mqueue\n/dev/pts devpts\n/dev/shm tmpfs\n/proc proc\n/sys sysfs\nlo\n3\n";
+    let expected =
+        "/dev tmpfs\n/dev/mqueue mqueue\n/dev/pts devpts\n/dev/shm tmpfs\n/proc proc\n/sys sysfs\nlo\n3\n";
     assert!(output.starts_with(expected), "{output}");
     // Capabilities are over the pod's own namespaces, and over nothing of the host's.
     let script = "hostname other && hostname; mount -t tmpfs x /mnt 2>/dev/null || echo no mount; \
@@ -104,10 +108,8 @@ fn kernel_filesystems_are_the_pods_own() -> Outcome {
     let container = pod
         .sh(script)
         .security(|security| {
-            security.capabilities = Some(v1::Capability {
-                add_capabilities: vec!["ALL".to_owned()],
-                ..Default::default()
-            });
+            security.capabilities =
+                Some(v1::Capability { add_capabilities: vec!["ALL".to_owned()], ..Default::default() });
         })
         .output()?;
     assert_eq!(container, "other\nno node\nno sysctl\n");
@@ -125,7 +127,8 @@ fn volumes_show_their_owners_as_the_pod_knows_them() -> Outcome {
     std::fs::write(data.join("users"), "")?;
     std::os::unix::fs::chown(data.join("users"), Some(1000), Some(1001))?;
     std::fs::write(&message, "")?;
-    let script = "stat -c %u:%g /data/roots /data/users; id -u; touch /data/made; echo done >/dev/termination-log";
+    let script =
+        "stat -c %u:%g /data/roots /data/users; id -u; touch /data/made; echo done >/dev/termination-log";
     let builder = volume(volume(pod.sh(script), &data, "/data"), &message, "/dev/termination-log");
     assert_eq!(builder.output()?, "0:0\n1000:1001\n0\n");
     let made = std::fs::metadata(data.join("made"))?;
@@ -198,7 +201,12 @@ fn the_hosts_network_goes_with_a_user_namespace() -> Outcome {
                   test -d /sys/class/net/lo && echo seen; grep ' /proc proc' /proc/mounts | cut -d' ' -f1-3; hostname";
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let output = container.exec(script)?;
-    assert_eq!(output.stdout, format!("0\nrefused\n1\nseen\nproc /proc proc\n{hostname}\n"), "{}", output.stderr);
+    assert_eq!(
+        output.stdout,
+        format!("0\nrefused\n1\nseen\nproc /proc proc\n{hostname}\n"),
+        "{}",
+        output.stderr
+    );
     Ok(())
 }
 

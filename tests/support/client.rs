@@ -142,6 +142,23 @@ impl Client {
         self.tokio.block_on(async { tokio::time::timeout(seconds(1), call).await.unwrap_or(Ok(())) })
     }
 
+    /// Any unary call by its path with messages of one's own, for fields that the binding does not know.
+    pub fn call<Request, Response>(&self, path: &'static str, request: Request) -> Result<Response, Status>
+    where
+        Request: prost::Message + Default + 'static,
+        Response: prost::Message + Default + 'static,
+    {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(seconds(60));
+        self.tokio.block_on(async {
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let path = http::uri::PathAndQuery::from_static(path);
+            let codec = tonic_prost::ProstCodec::<Request, Response>::default();
+            grpc.unary(request, path, codec).await.map(tonic::Response::into_inner)
+        })
+    }
+
     /// Listens to events from now on.
     pub fn subscribe(&self) -> Result<Events<'_>, Status> {
         Ok(Events { client: self, stream: self.tokio.block_on(self.listen())? })

@@ -112,7 +112,13 @@ impl Program {
     /// it takes a process of one thread. Blocks for as long as that takes, which is no longer than a process's start.
     pub fn try_idmap(&self, directories: &[PathBuf]) -> Result<(), String> {
         let mut command = Command::new(self.executable());
-        command.arg0(NAME).arg("--try-idmap").args(directories).env_clear().current_dir("/").stdin(Stdio::null());
+        command
+            .arg0(NAME)
+            .arg("--try-idmap")
+            .args(directories)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null());
         let output = command.output().map_err(|error| format!("execute {}: {error}", self.path.display()))?;
         if output.status.success() {
             return Ok(());

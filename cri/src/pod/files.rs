@@ -145,10 +145,11 @@ fn root_of(pod: &Pod) -> (u32, u32) {
 /// which not every filesystem supports.
 fn write(path: &Path, bytes: &[u8], (uid, gid): (u32, u32)) -> Result<(), Error> {
     let mut options = fs::OpenOptions::new();
-    let written = options.write(true).create(true).truncate(true).mode(0o644).open(path).and_then(|mut file| {
-        io::Write::write_all(&mut file, bytes)?;
-        if (uid, gid) == (0, 0) { Ok(()) } else { std::os::unix::fs::fchown(&file, Some(uid), Some(gid)) }
-    });
+    let written =
+        options.write(true).create(true).truncate(true).mode(0o644).open(path).and_then(|mut file| {
+            io::Write::write_all(&mut file, bytes)?;
+            if (uid, gid) == (0, 0) { Ok(()) } else { std::os::unix::fs::fchown(&file, Some(uid), Some(gid)) }
+        });
     written.map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
 }
 

@@ -161,12 +161,14 @@ fn steps(
 
 /// The entry's tree with its owners as the pod's user namespace, found at `path`, has them.
 fn mapped_tree(entry: &Entry, path: &Path) -> Result<OwnedFd, Error> {
-    let namespace = fs::File::open(path)
-        .map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
-    runtime::idmap::clone_mapped(entry.tree(), namespace.as_fd()).map_err(|failure| Error::FailedPrecondition {
-        what: "image",
-        id: entry.location().display().to_string(),
-        reason: format!("cannot be the root of a container in a user namespace: {failure}"),
+    let namespace =
+        fs::File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
+    runtime::idmap::clone_mapped(entry.tree(), namespace.as_fd()).map_err(|failure| {
+        Error::FailedPrecondition {
+            what: "image",
+            id: entry.location().display().to_string(),
+            reason: format!("cannot be the root of a container in a user namespace: {failure}"),
+        }
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use super::inputs::{ContainerInputs, MountSource, SourcePropagation};
-use super::namespaces::{self, IdRange};
+use super::namespaces::{self, IdRange, Userns};
 use crate::check;
 use crate::error::Error;
 use crate::v1::{self, MountPropagation};
@@ -235,7 +235,13 @@ fn bind(inputs: &ContainerInputs<'_>, request: &MountRequest, source: &MountSour
     });
     options.extend(&request.options);
     let mut mount = super::filesystem(&request.destination, "bind", &source.path, &options);
-    set_mappings(&mut mount, &request.uid_mappings, &request.gid_mappings);
+    match (&request.source, &inputs.pod.namespaces.userns) {
+        // An image's root is the pod's root, as in the container's own.
+        (RequestedSource::Image { .. }, Userns::Mapped { uids, gids }) if request.uid_mappings.is_empty() => {
+            set_mappings(&mut mount, &[*uids], &[*gids]);
+        }
+        _ => set_mappings(&mut mount, &request.uid_mappings, &request.gid_mappings),
+    }
     Ok(mount)
 }
 

@@ -167,11 +167,12 @@ pub(super) fn parse_container(
     {
         return Err(Error::invalid(format!("{field}.userns_options"), "differs from the pod's"));
     }
+    let target_field = format!("{field}.target_id");
     let field = format!("{field}.pid");
     let target = !options.target_id.is_empty();
     match mode(&field, options.pid)? {
         NamespaceMode::Target => {
-            let id = check::id(&format!("{field}.target_id"), &options.target_id)?;
+            let id = check::id(&target_field, &options.target_id)?;
             Ok(ContainerPid::Target(id.to_owned()))
         }
         _ if target => Err(Error::invalid(field, "has to be TARGET where target_id is given")),

@@ -41,6 +41,7 @@ impl Sources {
             return Ok(Self::default());
         }
         let mut clones = Vec::with_capacity(plan.mounts.len());
+        let mut maps = Maps::default();
         for mount in &plan.mounts {
             clones.push(match &mount.source {
                 MountSource::Bind { path, recursive } => {
@@ -55,7 +56,7 @@ impl Sources {
                     };
                     leave_peers(clone.as_fd(), plan).map_err(failure)?;
                     if let Some(map) = &mount.idmap {
-                        map_owners(clone.as_fd(), map, plan, &mount.destination)?;
+                        map_owners(clone.as_fd(), map, plan, &mut maps, &mount.destination)?;
                     }
                     Some(clone)
                 }
@@ -89,18 +90,36 @@ pub(super) fn clone_source(path: &Path, recursive: bool, destination: &Path) -> 
     })
 }
 
+/// The user namespaces that mounts of one container have taken their mappings from. kubelet gives all of a pod's mounts the same.
+#[derive(Debug, Default)]
+pub(super) struct Maps(Vec<(MountIdmap, OwnedFd)>);
+
+impl Maps {
+    /// The one for `map`.
+    fn namespace(&mut self, map: &MountIdmap, plan: &Plan) -> Result<BorrowedFd<'_>, Errno> {
+        let same =
+            |(known, _): &(MountIdmap, _)| known.uid_maps == map.uid_maps && known.gid_maps == map.gid_maps;
+        let known = self.0.iter().position(same);
+        let place = known.unwrap_or(self.0.len());
+        if known.is_none() {
+            self.0.push((map.clone(), namespace_of(map, plan)?));
+        }
+        Ok(self.0[place].1.as_fd())
+    }
+}
+
 /// Maps the owners of a detached clone.
 pub(super) fn map_owners(
     clone: BorrowedFd<'_>,
     map: &MountIdmap,
     plan: &Plan,
+    maps: &mut Maps,
     destination: &Path,
 ) -> Result<(), Failure> {
-    let namespace = namespace_of(map, plan).map_err(|errno| {
+    let namespace = maps.namespace(map, plan).map_err(|errno| {
         Failure::at(Step::Mount, errno, destination).with_message("user namespace of an idmapped mount")
     })?;
-    let attributes =
-        Attributes { idmap: Some(namespace.as_fd()), recursive: map.recursive, ..Attributes::default() };
+    let attributes = Attributes { idmap: Some(namespace), recursive: map.recursive, ..Attributes::default() };
     sys::mount_setattr(clone, &attributes).map_err(|errno| {
         let failure = Failure::at(Step::Mount, errno, destination);
         match errno {
@@ -111,12 +130,14 @@ pub(super) fn map_owners(
 }
 
 fn namespace_of(map: &MountIdmap, plan: &Plan) -> Result<OwnedFd, Errno> {
-    if !map.uid_maps.is_empty() || !map.gid_maps.is_empty() {
-        return idmap::user_namespace(&map.uid_maps, &map.gid_maps);
-    }
+    let own = map.uid_maps.is_empty() && map.gid_maps.is_empty();
     match plan.namespaces.joined(NamespaceKind::User) {
-        Some(path) => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()),
+        // No process has to be made for a mapping that a namespace has already.
+        Some(path) if own || idmap::has_maps(path, &map.uid_maps, &map.gid_maps) => {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        }
         // The container's own is not there yet; one with the same maps says the same.
-        None => idmap::user_namespace(&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
+        None if own => idmap::user_namespace(&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
+        _ => idmap::user_namespace(&map.uid_maps, &map.gid_maps),
     }
 }

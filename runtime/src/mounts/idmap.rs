@@ -14,6 +14,7 @@
 
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -41,6 +42,27 @@ pub(crate) fn user_namespace(uid_maps: &[IdMap], gid_maps: &[IdMap]) -> Result<O
             namespace
         }
     }
+}
+
+/// Whether the user namespace at `path`, the `/proc/PID/ns/user` of a process in it, has just these maps. On doubt it has not.
+pub(super) fn has_maps(path: &Path, uid_maps: &[IdMap], gid_maps: &[IdMap]) -> bool {
+    let Some(process) = path.parent().and_then(Path::parent).filter(|_| path.ends_with("ns/user")) else {
+        return false;
+    };
+    let has = |file: &str, maps: &[IdMap]| {
+        std::fs::read_to_string(process.join(file)).is_ok_and(|text| parse(&text) == Some(maps.to_vec()))
+    };
+    has("uid_map", uid_maps) && has("gid_map", gid_maps)
+}
+
+/// A map as procfs shows it.
+fn parse(text: &str) -> Option<Vec<IdMap>> {
+    let line = |line: &str| {
+        let mut numbers = line.split_whitespace().map(str::parse);
+        let mut number = || numbers.next()?.ok();
+        Some(IdMap { container_id: number()?, host_id: number()?, length: number()? })
+    };
+    text.lines().map(line).collect()
 }
 
 /// The holder: tells its pid and waits for the other end to go away.
@@ -90,5 +112,20 @@ mod tests {
             IdMap { container_id: 65_536, host_id: 5, length: 1 },
         ];
         assert_eq!(lines(&maps), "0 100000 65536\n65536 5 1\n");
+        assert_eq!(
+            parse("         0     100000      65536\n     65536          5          1\n").unwrap(),
+            maps
+        );
+        assert_eq!(parse("0 x 1"), None);
+    }
+
+    #[test]
+    fn a_namespaces_maps_are_its_own() {
+        let own = parse(&std::fs::read_to_string("/proc/self/uid_map").unwrap()).unwrap();
+        let groups = parse(&std::fs::read_to_string("/proc/self/gid_map").unwrap()).unwrap();
+        let path = Path::new("/proc/self/ns/user");
+        assert!(has_maps(path, &own, &groups));
+        assert!(!has_maps(path, &[], &groups));
+        assert!(!has_maps(Path::new("/run/user-namespace"), &own, &groups));
     }
 }

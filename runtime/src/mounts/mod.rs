@@ -90,7 +90,8 @@ pub(crate) fn mount(
                 (clone, _) => clone?,
             };
             if let Some(map) = &mount.idmap {
-                bind::map_owners(clone.as_fd(), map, place.plan, &mount.destination)?;
+                let mut maps = bind::Maps::default();
+                bind::map_owners(clone.as_fd(), map, place.plan, &mut maps, &mount.destination)?;
             }
             bind(place, mount, clone.as_fd()).map(|()| None)
         }

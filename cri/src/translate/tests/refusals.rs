@@ -169,7 +169,7 @@ const CONTAINER: &[(&str, Spoil)] = &[
     ("config.linux.security_context.namespace_options.network: is NODE", |f| f.namespaces().network = 2),
     ("config.linux.security_context.namespace_options.ipc: is NODE", |f| f.namespaces().ipc = 2),
     ("config.linux.security_context.namespace_options.pid: is NODE", |f| f.namespaces().pid = 2),
-    ("config.linux.security_context.namespace_options.pid.target_id: must not be empty", |f| f.namespaces().pid = 3),
+    ("config.linux.security_context.namespace_options.target_id: must not be empty", |f| f.namespaces().pid = 3),
     ("config.linux.security_context.namespace_options.pid: has to be TARGET", |f| f.namespaces().target_id = "c".into()),
     ("config.linux.security_context.namespace_options.userns_options: differs", |f| {
         let map = vec![IdMapping { container_id: 0, host_id: 1, length: 1 }];
