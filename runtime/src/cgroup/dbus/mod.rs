@@ -63,12 +63,13 @@ impl Connection {
         let user = rustix::process::geteuid().as_raw().to_string();
         // The number's digits, each in hexadecimal ASCII.
         let user: String = user.chars().flat_map(|digit| ['3', digit]).collect();
-        connection.stream.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
+        // In one piece with BEGIN, as sd-bus itself does. BEGIN on its own can reach systemd together with the first message; systemd then
+        // waits for the socket to become readable although it has read that message already, and never answers it.
+        connection.stream.write_all(format!("\0AUTH EXTERNAL {user}\r\nBEGIN\r\n").as_bytes())?;
         let answer = connection.line(deadline)?;
         if !answer.starts_with("OK ") {
             return Err(BusError::Refused(answer));
         }
-        connection.stream.write_all(b"BEGIN\r\n")?;
         if is_bus {
             let hello = Call {
                 destination: "org.freedesktop.DBus",
