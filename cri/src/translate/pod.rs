@@ -263,7 +263,7 @@ impl Pod {
     }
 
     /// `linux.cgroupsPath` of a container: below the pod's parent or, without one, below the runtime's own `root`
-    /// (a path such as `/podwright`). The systemd form is `slice:prefix:name`.
+    /// (a path such as `/podwright`). The systemd form is `slice:prefix:name`, and there is always a slice.
     pub fn cgroups_path(&self, root: &Path, pod_id: &str, container_id: &str) -> PathBuf {
         match &self.cgroup_parent {
             Some(CgroupParent::Path(parent)) => parent.join(container_id),
@@ -339,7 +339,8 @@ fn parse_ports(mappings: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, Error
 fn parse_cgroup_parent(parent: &str, driver: CgroupDriver) -> Result<Option<CgroupParent>, Error> {
     let field = "config.linux.cgroup_parent";
     if parent.is_empty() {
-        return Ok(None);
+        // A path of our own would lie across systemd's tree; what names no slice is in systemd's default one.
+        return Ok((driver == CgroupDriver::Systemd).then(|| CgroupParent::Slice("system.slice".to_owned())));
     }
     let slice = Path::new(parent).extension().is_some_and(|extension| extension == "slice");
     match driver {
@@ -364,7 +365,10 @@ fn parse_cgroup_parent(parent: &str, driver: CgroupDriver) -> Result<Option<Cgro
             let name = parent.rsplit('/').next().unwrap_or(parent);
             check::absolute_path(field, &format!("/{}", parent.trim_start_matches('/')))?;
             check::name(field, name)?;
-            if name.contains(':') || name.starts_with('-') || name == ".slice" {
+            let unit = PathBuf::from(format!("{name}:podwright:x"));
+            let taken =
+                runtime::cgroup::CgroupPath::parse(Some(&unit), "x", runtime::cgroup::Driver::Systemd);
+            if name.starts_with('-') || taken.is_err() {
                 let reason = format!("{} is not the name of a slice", check::shown(name));
                 return Err(Error::invalid(field, reason));
             }

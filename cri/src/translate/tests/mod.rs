@@ -309,10 +309,12 @@ fn cgroup_parents_come_in_the_drivers_form() {
     assert_eq!(path(&f), PathBuf::from("kubepods-besteffort-pod1.slice:podwright:c1"));
     f.pod_linux().cgroup_parent = "/kubepods.slice/kubepods-pod1.slice".into();
     assert_eq!(path(&f), PathBuf::from("kubepods-pod1.slice:podwright:c1"));
-    for parent in ["/kubepods/pod1", "a:b.slice", "-x.slice", ".slice", "../x.slice"] {
+    for parent in ["/kubepods/pod1", "a:b.slice", "-x.slice", ".slice", "../x.slice", "a--b.slice"] {
         f.pod_linux().cgroup_parent = parent.into();
         assert!(f.parse_pod().unwrap_err().to_string().starts_with("config.linux.cgroup_parent"), "{parent}");
     }
+    f.pod_linux().cgroup_parent.clear();
+    assert_eq!(path(&f), PathBuf::from("system.slice:podwright:c1"));
 }
 
 #[test]
