@@ -269,3 +269,27 @@ fn intel_rdt_is_refused_where_there_is_none() -> Outcome {
     assert!(ran.code == 1 && ran.stderr.contains(words), "{ran:?}");
     Ok(())
 }
+
+#[test]
+fn an_idmapped_mount_shows_other_owners() -> Outcome {
+    let bundle = Bundle::new("stat -c %u:%g /data/file; touch /data/new")?;
+    let data = bundle.path().join("data");
+    std::fs::create_dir(&data)?;
+    std::fs::write(data.join("file"), "")?;
+    std::os::unix::fs::chown(data.join("file"), Some(1000), Some(1001))?;
+    std::os::unix::fs::chown(&data, Some(1000), Some(1001))?;
+    let map = |disk: u32| json!([{"containerID": disk, "hostID": 0, "size": 1}]);
+    bundle.edit(|spec| {
+        // What belongs to 1000 on disk is root's in the container.
+        add_mount(
+            spec,
+            json!({"destination": "/data", "type": "none", "source": data, "options": ["bind", "idmap"],
+                   "uidMappings": map(1000), "gidMappings": map(1001)}),
+        );
+    })?;
+    assert_eq!(bundle.wright(&["run", &bundle.id])?.ok()?, "0:0\n");
+    let made = std::fs::metadata(data.join("new"))?;
+    let owner = (std::os::unix::fs::MetadataExt::uid(&made), std::os::unix::fs::MetadataExt::gid(&made));
+    assert_eq!(owner, (1000, 1001), "what its root makes there is 1000's on disk");
+    Ok(())
+}

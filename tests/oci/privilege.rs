@@ -229,3 +229,19 @@ fn a_container_that_does_not_run_can_still_be_ended() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn a_low_oom_score_is_set_where_it_may_be() -> Outcome {
+    let bundle = Bundle::new(&format!("cat /proc/self/oom_score_adj > /tmp/score; {FOREVER}"))?;
+    bundle.edit(|spec| spec["process"]["oomScoreAdj"] = json!(-999))?;
+    start(&bundle)?;
+    let may = capabilities(None)?.effective.contains(CapabilitySet::SYS_RESOURCE);
+    let first: i32 = fs::read_to_string(bundle.path().join("rootfs/tmp/score"))?.trim().parse()?;
+    let exec = bundle.wright(&["exec", &bundle.id, "cat", "/proc/self/oom_score_adj"])?.ok()?;
+    let second: i32 = exec.trim().parse()?;
+    // Without CAP_SYS_RESOURCE a score cannot be lowered: then it stays, and the container runs all the same.
+    for score in [first, second] {
+        ensure!(if may { score == -999 } else { score > -999 }, "{first}, {second}");
+    }
+    Ok(())
+}
