@@ -147,6 +147,20 @@ pub struct Network {
     pub cni_conf_dirs: Vec<PathBuf>,
     /// Plugins.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// How long one execution of a plugin may take.
+    pub plugin_timeout_seconds: u64,
+    /// The network of pods while there is no configuration.
+    pub default: DefaultNetwork,
+}
+
+/// The network of pods while there is no CNI configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DefaultNetwork {
+    /// A loopback interface and nothing else.
+    Loopback,
+    /// None: pods with a network of their own are refused, and the node is not ready.
+    None,
 }
 
 impl Default for Network {
@@ -154,6 +168,8 @@ impl Default for Network {
         Self {
             cni_conf_dirs: vec!["/etc/cni/net.d".into()],
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            plugin_timeout_seconds: 60,
+            default: DefaultNetwork::Loopback,
         }
     }
 }
@@ -254,6 +270,8 @@ pub struct Handler {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// Containers may make cgroups below their own, on cgroup v2.
     pub cgroup_writable: bool,
+    /// CNI configurations of these pods; empty: those of every pod.
+    pub cni_conf_dirs: Vec<PathBuf>,
 }
 
 impl Default for Handler {
@@ -265,6 +283,7 @@ impl Default for Handler {
             privileged_without_host_devices: false,
             privileged_without_host_devices_all_devices_allowed: false,
             cgroup_writable: false,
+            cni_conf_dirs: Vec::new(),
         }
     }
 }
@@ -334,6 +353,13 @@ impl Config {
         }
         for directory in &self.network.cni_bin_dirs {
             absolute("network.cni_bin_dirs", directory)?;
+            // The plugins get them in one string, CNI_PATH.
+            if directory.to_string_lossy().contains(':') {
+                return value("network.cni_bin_dirs", "a directory's name must not have a colon");
+            }
+        }
+        if !(1..=3600).contains(&self.network.plugin_timeout_seconds) {
+            return value("network.plugin_timeout_seconds", "expected 1 to 3600");
         }
         // sun_path has 108 bytes with its NUL.
         if self.server.socket.as_os_str().len() > 107 {
@@ -358,6 +384,9 @@ impl Config {
         for (name, handler) in &self.runtime.handlers {
             if name.len() > check::NAME_BYTES || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
                 return value("runtime.handlers", format!("{} is not a handler's name", check::shown(name)));
+            }
+            for directory in &handler.cni_conf_dirs {
+                absolute("runtime.handlers.*.cni_conf_dirs", directory)?;
             }
             if !(64..=64 * 1024).contains(&handler.log_part_bytes) {
                 return value("runtime.handlers.*.log_part_bytes", "expected 64 to 65536");

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::host;
 use crate::monitor_client::Program;
+use crate::network::Networks;
 use crate::pod::Directories;
 use crate::seccomp::SeccompCache;
 use crate::stats::Samples;
@@ -54,6 +55,8 @@ pub struct Daemon {
     pub seccomp: SeccompCache,
     /// What earlier statistics are remembered for.
     pub samples: Samples,
+    /// The networks of pods.
+    pub networks: Networks,
 }
 
 /// What SIGHUP replaces.
@@ -112,6 +115,7 @@ impl Daemon {
             apparmor: DefaultProfile::new(&config.paths.state, &config.paths.run),
             seccomp: SeccompCache::default(),
             samples: Samples::default(),
+            networks: Networks::default(),
             reloadable: RwLock::new(Reloadable { config: Arc::new(config), library }),
         })
     }

@@ -7,6 +7,7 @@
 //!     pod        one task per pod owns its state; store finds it
 //!       translate      CRI configurations -> runtime-spec (pure)
 //!       monitor_client the pod's monitor
+//!       network, cni   what pods are attached to, and by whom
 //!     records, recover what is on disk, and what a new daemon does with it
 //! ```
 
@@ -16,6 +17,7 @@ pub mod apparmor;
 pub mod cdi;
 pub mod cgroups;
 pub mod check;
+pub mod cni;
 pub mod config;
 pub mod container;
 pub mod daemon;
@@ -27,6 +29,7 @@ pub mod host_mounts;
 pub mod ids;
 pub mod image;
 pub mod monitor_client;
+pub mod network;
 pub mod pod;
 pub mod records;
 pub mod recover;

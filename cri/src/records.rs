@@ -205,7 +205,8 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     written.map_err(failed)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+/// Reads a record; an error that is not [`Error::Io`] means that it is corrupt.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(MAX_RECORD_BYTES).read_to_end(&mut bytes)).map_err(failed)?;

@@ -14,7 +14,7 @@ use crate::records::now_ns;
 use crate::store::Name;
 use crate::translate::{Pod, Userns};
 use crate::v1::{
-    LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodSandbox, PodSandboxFilter,
+    LinuxPodSandboxStatus, ListPodSandboxRequest, Namespace, PodIp, PodSandbox, PodSandboxFilter,
     PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus, PodSandboxStatusRequest,
     PodSandboxStatusResponse, RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
     UpdatePodSandboxResourcesRequest,
@@ -107,13 +107,23 @@ pub fn status_of(view: &PodView) -> PodSandboxStatus {
         metadata: config.metadata.clone(),
         state: state(view).into(),
         created_at: view.record.created_at_ns,
-        network: Some(PodSandboxNetworkStatus::default()),
+        network: Some(network_status(view)),
         linux: Some(LinuxPodSandboxStatus {
             namespaces: Some(Namespace { options: Some(options.unwrap_or_default()) }),
         }),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
         runtime_handler: view.record.runtime_handler.clone(),
+    }
+}
+
+/// The pod's addresses, in the order that its network gave them.
+fn network_status(view: &PodView) -> PodSandboxNetworkStatus {
+    let addresses = view.network.iter().flat_map(|network| &network.addresses).map(ToString::to_string);
+    let mut addresses = addresses.collect::<Vec<_>>().into_iter();
+    PodSandboxNetworkStatus {
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| PodIp { ip }).collect(),
     }
 }
 
@@ -150,6 +160,8 @@ fn info(daemon: &Daemon, view: &PodView) -> HashMap<String, String> {
         "runtimeHandler": view.record.runtime_handler,
         "config": view.record.config,
         "netNamespacePath": if view.pod.namespaces.host_network() { None } else { Some(dirs.netns()) },
+        "network": view.network.as_ref().and_then(|network| network.network()),
+        "cniResult": view.network.as_ref().and_then(|network| network.result.as_ref()),
         "stateDirectory": dirs.state,
         "runDirectory": dirs.run,
         "containers": view.containers.keys().collect::<Vec<_>>(),

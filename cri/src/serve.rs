@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::v1::image_service_server::ImageServiceServer;
 use crate::v1::runtime_service_server::RuntimeServiceServer;
-use crate::{cgroups, recover};
+use crate::{cgroups, network, recover};
 
 /// The file in the run directory that says which daemon this is; `podwright` waits for reloads by it.
 const IDENTITY: &str = "podwrightd.json";
@@ -81,7 +81,11 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     };
     cgroups::ensure_monitors(daemon.cgroup_place());
     load_apparmor(daemon.clone());
+    daemon.networks.restore_pod_cidrs(&daemon.state);
     recover::recover(&daemon).await?;
+    network::watch::first_look(&daemon).await;
+    let watching = tokio::spawn(network::watch::run(daemon.clone()));
+    let mut collecting = tokio::spawn(network::collect_garbage(daemon.clone(), 0));
 
     let (listener, own_socket) = match options.inherited.take() {
         Some(inherited) => (inherited, false),
@@ -112,6 +116,11 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
                 (options.notify)(Stage::Reloading);
                 identity.reloads += 1;
                 identity.error = reload(&daemon, &options).await.err();
+                daemon.networks.reloaded.notify_one();
+                // One at a time: a plugin that hangs must not have them pile up.
+                if collecting.is_finished() {
+                    collecting = tokio::spawn(network::collect_garbage(daemon.clone(), identity.reloads));
+                }
                 if let Err(error) = identity.write(&daemon) {
                     tracing::error!(error = %error.sentence(), "the reload cannot be noted");
                 }
@@ -124,6 +133,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     }
 
     tracing::info!("stopping; pods go on");
+    watching.abort();
     (options.notify)(Stage::Stopping);
     shutdown.send_replace(true);
     let drain = Duration::from_secs(config.server.drain_seconds);

@@ -79,7 +79,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        status::update_runtime_config(request.get_ref());
+        status::update_runtime_config(&self.daemon, request.get_ref())?;
         Ok(Response::new(UpdateRuntimeConfigResponse {}))
     }
 

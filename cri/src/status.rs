@@ -5,7 +5,11 @@ use std::collections::HashMap;
 use runtime::cgroup::Driver;
 use serde_json::json;
 
+use crate::check;
+use crate::cni::arguments;
 use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::network::outlook::Readiness;
 use crate::v1::{
     CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
     RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
@@ -39,7 +43,9 @@ pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
     };
     let handlers = daemon.config().runtime.handlers.keys().cloned().collect::<Vec<_>>();
     StatusResponse {
-        status: Some(RuntimeStatus { conditions: conditions(daemon.apparmor.complaint()) }),
+        status: Some(RuntimeStatus {
+            conditions: conditions(daemon.apparmor.complaint(), daemon.networks.outlook().readiness()),
+        }),
         info: if request.verbose { info(daemon) } else { HashMap::new() },
         runtime_handlers: handlers
             .into_iter()
@@ -54,26 +60,20 @@ pub fn status(daemon: &Daemon, request: &StatusRequest) -> StatusResponse {
     }
 }
 
-/// kubelet starts pods on a node only where both hold.
+/// kubelet starts pods on a node only where both hold, those in the host's network where only the first does.
 ///
 /// Neither waits for AppArmor, whose `complaint` is only told: pods that do not ask for it run.
-fn conditions(complaint: Option<String>) -> Vec<RuntimeCondition> {
+fn conditions(complaint: Option<String>, network: Readiness) -> Vec<RuntimeCondition> {
     let complaint = complaint.map(|reason| format!("there is no default AppArmor profile: {reason}"));
     let reason = if complaint.is_some() { "NoDefaultAppArmorProfile" } else { "" };
-    let condition = |kind: &str, reason: &str, message: &str| RuntimeCondition {
+    let runtime = Readiness { ready: true, reason, message: complaint.unwrap_or_default() };
+    let condition = |kind: &str, readiness: Readiness| RuntimeCondition {
         r#type: kind.to_owned(),
-        status: true,
-        reason: reason.to_owned(),
-        message: message.to_owned(),
+        status: readiness.ready,
+        reason: readiness.reason.to_owned(),
+        message: readiness.message,
     };
-    vec![
-        condition("RuntimeReady", reason, complaint.as_deref().unwrap_or_default()),
-        condition(
-            "NetworkReady",
-            "LoopbackOnly",
-            "pods use the host's network or have a loopback interface only: this version runs no CNI plugins",
-        ),
-    ]
+    vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)]
 }
 
 /// RuntimeConfig.
@@ -85,12 +85,18 @@ pub fn runtime_config(daemon: &Daemon) -> RuntimeConfigResponse {
     RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
 }
 
-/// UpdateRuntimeConfig: kubelet tells the pod CIDR, which CNI plugins get from elsewhere.
-pub fn update_runtime_config(request: &UpdateRuntimeConfigRequest) {
+/// UpdateRuntimeConfig: kubelet tells the pod CIDR, which plugins with the capability `ipRanges` get.
+pub fn update_runtime_config(daemon: &Daemon, request: &UpdateRuntimeConfigRequest) -> Result<(), Error> {
     let config = request.runtime_config.as_ref();
-    let cidr =
-        config.and_then(|config| config.network_config.as_ref()).map(|network| network.pod_cidr.as_str());
-    tracing::info!(pod_cidr = cidr.unwrap_or_default(), "kubelet tells the pod network");
+    let network = config.and_then(|config| config.network_config.as_ref());
+    let cidr = network.map(|network| network.pod_cidr.as_str()).unwrap_or_default();
+    let cidrs = arguments::pod_cidrs(cidr).ok_or_else(|| {
+        let reason = format!("{} is no range such as 10.1.0.0/24, or one of each family", check::shown(cidr));
+        Error::invalid("runtime_config.network_config.pod_cidr", reason)
+    })?;
+    tracing::info!(pod_cidr = cidr, "kubelet tells the pod network");
+    // An empty one changes nothing, as with containerd.
+    if cidrs.is_empty() { Ok(()) } else { daemon.networks.set_pod_cidrs(&daemon.state, cidrs) }
 }
 
 /// The effective configuration and what the host has, as JSON.
@@ -124,9 +130,11 @@ mod tests {
 
     #[test]
     fn both_conditions_are_told() {
-        let kinds: Vec<_> = conditions(None).into_iter().map(|condition| condition.r#type).collect();
+        let network = || crate::network::outlook::Outlook::default().readiness();
+        let kinds: Vec<_> =
+            conditions(None, network()).into_iter().map(|condition| condition.r#type).collect();
         assert_eq!(kinds, ["RuntimeReady", "NetworkReady"]);
-        let told = &conditions(Some("why".to_owned()))[0];
+        let told = &conditions(Some("why".to_owned()), network())[0];
         assert!(told.status && told.message.ends_with("profile: why"), "{told:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ const MAX_ETC_BYTES: u64 = 1024 * 1024;
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 
 /// Makes a directory that only the daemon reads.
-pub(super) fn private_dir(path: &Path) -> Result<(), Error> {
+pub(crate) fn private_dir(path: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| Error::Io {
         action: "make the directory",
         path: path.to_owned(),
@@ -33,7 +34,7 @@ pub(super) fn private_dir(path: &Path) -> Result<(), Error> {
 /// Makes all of it but the network namespace. The run directory is there.
 pub(super) fn make(dirs: &Directories, pod: &Pod) -> Result<(), Error> {
     let host_network = pod.namespaces.host_network();
-    let hosts = if host_network { host_file("/etc/hosts")? } else { hosts(&pod.hostname).into_bytes() };
+    let hosts = if host_network { host_file("/etc/hosts")? } else { hosts(&pod.hostname, &[]).into_bytes() };
     let resolv_conf = match &pod.dns {
         Some(dns) => dns.resolv_conf().into_bytes(),
         None => host_file("/etc/resolv.conf")?,
@@ -109,8 +110,21 @@ pub(crate) fn release(dirs: &Directories) -> Result<(), Error> {
     }
 }
 
-/// A pod's /etc/hosts. It has no address but the loopback's here.
-fn hosts(hostname: &str) -> String {
+/// Writes the pod's addresses into its /etc/hosts, before any container reads it. kubelet mounts one of its own.
+pub(super) fn write_addresses(dirs: &Directories, pod: &Pod, addresses: &[IpAddr]) -> Result<(), Error> {
+    write(&dirs.run.join("hosts"), hosts(&pod.hostname, addresses).as_bytes(), root_of(pod))
+}
+
+/// A pod's /etc/hosts. One without an address has the loopback's.
+fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+    const LOOPBACK: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    let addresses = if addresses.is_empty() { &LOOPBACK } else { addresses };
+    // The short name beside a full one, as hosts(5) wants it.
+    let names = match hostname.split_once('.') {
+        Some((short, _)) => format!("{hostname} {short}"),
+        None => hostname.to_owned(),
+    };
+    let own = addresses.iter().fold(String::new(), |text, address| format!("{text}{address}\t{names}\n"));
     format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -118,7 +132,7 @@ fn hosts(hostname: &str) -> String {
          fe00::0\tip6-mcastprefix\n\
          fe00::1\tip6-allnodes\n\
          fe00::2\tip6-allrouters\n\
-         127.0.0.1\t{hostname}\n"
+         {own}"
     )
 }
 
@@ -174,7 +188,10 @@ mod tests {
 
     #[test]
     fn a_pod_finds_its_own_name() {
-        assert!(hosts("web-0").lines().any(|line| line == "127.0.0.1\tweb-0"));
+        assert!(hosts("web-0", &[]).lines().any(|line| line == "127.0.0.1\tweb-0"));
+        let own = ["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
+        let text = hosts("web-0.shop.svc", &own);
+        assert!(text.ends_with("10.0.0.5\tweb-0.shop.svc web-0\nfd00::5\tweb-0.shop.svc web-0\n"), "{text}");
     }
 
     #[test]

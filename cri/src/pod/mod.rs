@@ -19,8 +19,10 @@
 //! | [`prepare`] | everything that happens on disk before that |
 //! | [`life`] | start, update, remove of a container |
 //! | [`stop`] | the end of a pod, wanted or not |
+//! | [`discard`] | the end of one that was never whole |
 
 mod create;
+mod discard;
 mod files;
 mod life;
 mod prepare;
@@ -37,8 +39,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 pub use create::NewContainer;
+pub use discard::{discard, discard_later};
+pub(crate) use files::{private_dir, release};
 pub use run::{NewPod, run};
-pub use stop::{clean_up, end_unseen};
+pub use stop::{end_unseen, kill_left};
 pub use task::PodTask;
 pub use view::{ContainerState, ContainerView, PodView};
 

@@ -1,12 +1,14 @@
 //! RunPodSandbox: how a pod comes to be.
 //!
 //! ```text
-//! record on disk (creating) -> run directory -> cgroup parent -> +- network namespace, shared files
-//!                                                                +- monitor started, hello
+//! host ports -> record on disk (creating) -> run directory -> cgroup parent
+//!                              -> +- network namespace -> attached to its network (crate::network)
+//!                                 +- shared files
+//!                                 +- monitor started, hello
 //!                              -> sandbox (pause) -> record (ready) -> task
 //! ```
 //!
-//! Each step is undone, last first, when a later one fails.
+//! Each step is undone, last first, when a later one fails. A pod whose network cannot be undone yet is kept on disk until it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use super::{Directories, PodTask, PodView, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
 use crate::monitor_client::{self, ClientError, Connected, Process};
+use crate::network::{self, record::NetworkRecord};
 use crate::records::{SandboxPhase, SandboxRecord};
 use crate::translate::{IdRange, Pod, PodPid, Shared, Userns};
 use crate::undo::Undo;
@@ -59,18 +62,21 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
     let NewPod { id, config, pod } = new;
     let dirs = daemon.directories(&id);
     let pod = Arc::new(pod);
+    daemon.networks.ports.reserve(&id, &pod)?;
     let record = SandboxRecord::new(&id, &daemon.boot_id, config, &pod.runtime_handler);
 
     let record = {
+        undo.push("network, run directory and record", {
+            let (daemon, id) = (daemon.clone(), id.clone());
+            async move {
+                let discarded = super::discard(&daemon, &id).await;
+                if discarded.is_err() {
+                    super::discard_later(daemon, id);
+                }
+                discarded
+            }
+        });
         let (dirs, daemon, pod) = (dirs.clone(), daemon.clone(), pod.clone());
-        undo.push_blocking("pod record", {
-            let dirs = dirs.clone();
-            move || imageless::rootfs::remove_dir(&dirs.state)
-        });
-        undo.push_blocking("run directory", {
-            let dirs = dirs.clone();
-            move || files::release(&dirs)
-        });
         blocking(debug_span!("pod_record"), move || {
             files::private_dir(&dirs.state.join("containers"))?;
             record.write(&dirs.state)?;
@@ -91,7 +97,7 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
 
     // Both are waited for, so that the way back finds nothing that is still being made.
     let (shared, monitor) = tokio::join!(
-        make_shared(dirs.clone(), pod.clone()),
+        make_shared(daemon, &dirs, &id, &pod),
         start_monitor(daemon, &dirs, &id).instrument(debug_span!("monitor_start"))
     );
     let connected = match monitor {
@@ -105,7 +111,7 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
             return Err(error);
         }
     };
-    shared?;
+    let mut network = shared?;
 
     let Connected { client, notices, .. } = connected;
     let request = client.request(Op::Sandbox(sandbox_request(&dirs, &pod)), Vec::new());
@@ -124,8 +130,9 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
     };
 
     if pause_makes_network(&pod) {
-        let dirs = dirs.clone();
-        blocking(debug_span!("netns_pin"), move || files::pin_netns(&dirs, pause)).await?;
+        let pinned = dirs.clone();
+        blocking(debug_span!("netns_pin"), move || files::pin_netns(&pinned, pause)).await?;
+        network = attach(daemon, &dirs, &id, &pod).await?;
     }
     let record = {
         let state = dirs.state.clone();
@@ -142,6 +149,7 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
         ready: true,
         pause: Some(pause),
         containers: std::collections::BTreeMap::new(),
+        network,
         monitor: Some(client),
     };
     let (task, handle) = PodTask::new(daemon.clone(), view, Some(notices));
@@ -157,21 +165,44 @@ fn pause_makes_network(pod: &Pod) -> bool {
     pod.namespaces.network == Shared::Pod && pod.namespaces.userns != Userns::None
 }
 
-/// The pod's network namespace and files.
-async fn make_shared(dirs: Directories, pod: Arc<Pod>) -> Result<(), Error> {
-    let netns = async {
-        if pod.namespaces.network == Shared::Node || pause_makes_network(&pod) {
-            return Ok(());
-        }
-        let dirs = dirs.clone();
-        blocking(debug_span!("netns_create"), move || files::make_netns(&dirs)).await
-    };
+/// The pod's files and, unless pause makes that, its network.
+async fn make_shared(
+    daemon: &Arc<Daemon>,
+    dirs: &Directories,
+    id: &str,
+    pod: &Arc<Pod>,
+) -> Result<Option<Arc<NetworkRecord>>, Error> {
     let shared = {
         let (dirs, pod) = (dirs.clone(), pod.clone());
         blocking(debug_span!("pod_files"), move || files::make(&dirs, &pod))
     };
+    if pod.namespaces.network == Shared::Node || pause_makes_network(pod) {
+        return shared.await.map(|()| None);
+    }
+    let netns = {
+        let dirs = dirs.clone();
+        blocking(debug_span!("netns_create"), move || files::make_netns(&dirs))
+    };
+    // The hosts file has to be there before the addresses are written into it.
     let (netns, shared) = tokio::join!(netns, shared);
-    netns.and(shared)
+    netns.and(shared)?;
+    attach(daemon, dirs, id, pod).await
+}
+
+/// Attaches the pod to its network, and tells its hosts file.
+async fn attach(
+    daemon: &Arc<Daemon>,
+    dirs: &Directories,
+    id: &str,
+    pod: &Arc<Pod>,
+) -> Result<Option<Arc<NetworkRecord>>, Error> {
+    let network = network::attach(daemon, dirs, id, pod).await?;
+    if let Some(record) = &network {
+        let (dirs, pod, record) = (dirs.clone(), pod.clone(), record.clone());
+        blocking(debug_span!("pod_files"), move || files::write_addresses(&dirs, &pod, &record.addresses))
+            .await?;
+    }
+    Ok(network)
 }
 
 /// Starts the monitor and says hello.

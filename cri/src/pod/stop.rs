@@ -1,7 +1,8 @@
 //! The end of a pod: asked for, or found out.
 //!
 //! ```text
-//! StopPodSandbox     containers and pause killed -> their cgroups removed -> monitor ended -> namespaces, mounts released
+//! StopPodSandbox     containers and pause killed -> their cgroups removed -> monitor ended -> network detached
+//!                    -> namespaces, mounts released
 //! RemovePodSandbox   that, and then everything on disk, the names, the cgroups made for it
 //! monitor lost       cgroups killed -> containers reported exited with reason MonitorLost -> not ready
 //! ```
@@ -19,7 +20,7 @@ use tracing::debug_span;
 
 use super::run::END_DEADLINE;
 use super::task::REQUEST_DEADLINE;
-use super::{ContainerState, ContainerView, Directories, PodTask, files};
+use super::{ContainerState, ContainerView, PodTask, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
 use crate::monitor_client::ClientError;
@@ -49,6 +50,8 @@ impl PodTask {
                 Err(error) => return Err(self.failed("pod sandbox", &self.view.record.id, error)),
             }
         }
+        crate::network::detach(&self.daemon, &self.dirs, &self.view.record.id).await?;
+        self.view.network = None;
         let record = SandboxRecord { phase: SandboxPhase::Stopped, ..(*self.view.record).clone() };
         let dirs = self.dirs.clone();
         let record = blocking(debug_span!("release"), move || {
@@ -255,15 +258,9 @@ fn kill_cgroup(daemon: &Daemon, record: &ContainerRecord) {
     }
 }
 
-/// Takes away what a pod without a monitor left on the host: processes in its containers' cgroups, mounts, namespaces.
-/// Blocks.
-pub fn clean_up(
-    daemon: &Daemon,
-    dirs: &Directories,
-    containers: &[Arc<ContainerRecord>],
-) -> Result<(), Error> {
+/// Kills what a pod without a monitor left in its containers' cgroups. Blocks.
+pub fn kill_left(daemon: &Daemon, containers: &[Arc<ContainerRecord>]) {
     for record in containers {
         kill_cgroup(daemon, record);
     }
-    files::release(dirs)
 }

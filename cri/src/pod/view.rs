@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use runtime::monitor::protocol::ExitRecord;
 
 use crate::monitor_client::MonitorClient;
+use crate::network::record::NetworkRecord;
 use crate::records::{ContainerRecord, SandboxRecord};
 use crate::translate::Pod;
 
@@ -29,6 +30,8 @@ pub struct PodView {
     pub pause: Option<i32>,
     /// By id.
     pub containers: BTreeMap<String, Arc<ContainerView>>,
+    /// What it is attached to; None: nothing.
+    pub network: Option<Arc<NetworkRecord>>,
     /// None: the pod is stopped, or its monitor is gone.
     pub monitor: Option<MonitorClient>,
 }

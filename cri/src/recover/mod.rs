@@ -5,9 +5,9 @@
 //! | a ready record, and a monitor that answers | the pod as the monitor tells it |
 //! | a ready record, and a monitor that holds its socket but does not answer yet | containers UNKNOWN until it does |
 //! | a ready record of this boot, no monitor | its cgroups are killed; exited, reason MonitorLost; not ready |
-//! | a record of another boot | exited, reason NodeRebooted; not ready; what is left of mounts is taken away |
+//! | a record of another boot | exited, reason NodeRebooted; not ready; its network is detached, what is left of mounts is taken away |
 //! | a stopped record | exited containers, by their exit records |
-//! | a record in phase creating, or none | taken apart: nobody was ever told its id |
+//! | a record in phase creating, or none | taken apart, its network detached: nobody was ever told its id |
 //! | a record that cannot be read | moved to `<state>/corrupt`, after the same |
 
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ use tracing::debug_span;
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
 use crate::monitor_client::{self, Connected, MonitorClient, Process};
+use crate::network::record::NetworkRecord;
 use crate::pod::{self, ContainerState, ContainerView, Directories, PodTask, PodView};
 use crate::records::{self, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::store::Name;
@@ -83,6 +84,7 @@ struct OnDisk {
     containers: Vec<ContainerRecord>,
     /// Directories of containers whose making was not finished.
     half_made: Vec<String>,
+    network: Option<Arc<NetworkRecord>>,
 }
 
 async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
@@ -99,14 +101,20 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
                 None => (Vec::new(), Vec::new()),
             };
             take_apart(daemon, id, containers).await?;
-            let (daemon, id) = (daemon.clone(), id.to_owned());
-            blocking(debug_span!("remove_files"), move || {
-                let dirs = daemon.directories(&id);
-                daemon.remove_cgroups(&id, &made);
-                imageless::rootfs::remove_dir(&dirs.state)
-                    .map_err(|error| Error::internal(format!("remove {}", dirs.state.display()), error))
-            })
-            .await
+            {
+                let (daemon, id) = (daemon.clone(), id.to_owned());
+                blocking(debug_span!("remove_cgroups"), move || {
+                    daemon.remove_cgroups(&id, &made);
+                    Ok(())
+                })
+                .await?;
+            }
+            if attached(daemon, id).await {
+                // Plugins may take their time; the start does not wait for them.
+                pod::discard_later(daemon.clone(), id.to_owned());
+                return Ok(());
+            }
+            pod::discard(daemon, id).await
         }
         // A disk that cannot be read now is no reason to end a pod.
         Err(error @ Error::Io { .. }) => Err(error),
@@ -118,6 +126,8 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
                 blocking(debug_span!("recover_read"), move || Ok(readable_containers(&dirs))).await?
             };
             take_apart(daemon, id, containers).await?;
+            crate::network::detach(daemon, &daemon.directories(id), id).await?;
+            release(daemon, id).await?;
             let (daemon, id) = (daemon.clone(), id.to_owned());
             blocking(debug_span!("set_aside"), move || set_aside(&daemon, &id)).await
         }
@@ -130,7 +140,20 @@ fn readable_containers(dirs: &Directories) -> Vec<ContainerRecord> {
     ids.iter().filter_map(|id| ContainerRecord::read(&dirs.container(id)).ok()).collect()
 }
 
-/// Ends whatever monitor there is and takes its leavings off the host.
+/// Whether there is, or may be, something to undo of a pod's network.
+async fn attached(daemon: &Daemon, id: &str) -> bool {
+    let state = daemon.directories(id).state;
+    let read = blocking(debug_span!("network_record"), move || NetworkRecord::read(&state)).await;
+    !matches!(read, Ok(None))
+}
+
+/// Takes a pod's namespaces and mounts off the host.
+async fn release(daemon: &Daemon, id: &str) -> Result<(), Error> {
+    let dirs = daemon.directories(id);
+    blocking(debug_span!("release"), move || pod::release(&dirs)).await
+}
+
+/// Ends whatever monitor there is, and the processes that it left.
 async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
@@ -150,7 +173,11 @@ async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRec
     }
     let daemon = daemon.clone();
     let containers: Vec<_> = containers.into_iter().map(Arc::new).collect();
-    blocking(debug_span!("clean_up"), move || pod::clean_up(&daemon, &dirs, &containers)).await
+    blocking(debug_span!("kill_left"), move || {
+        pod::kill_left(&daemon, &containers);
+        Ok(())
+    })
+    .await
 }
 
 /// Moves a pod's directory out of the way, for a person to look at.
@@ -187,7 +214,8 @@ fn read_pod(daemon: &Daemon, id: &str) -> Result<Option<OnDisk>, Error> {
             }
         }
     }
-    Ok(Some(OnDisk { record, pod, containers, half_made }))
+    let network = NetworkRecord::read(&dirs.state)?.map(Arc::new);
+    Ok(Some(OnDisk { record, pod, containers, half_made, network }))
 }
 
 fn container_ids(pod_dir: &Path) -> Result<Vec<String>, Error> {
@@ -208,7 +236,7 @@ fn container_ids(pod_dir: &Path) -> Result<Vec<String>, Error> {
 
 /// Makes a pod of what is on disk and what its monitor tells.
 async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
-    let OnDisk { record, pod, containers, half_made } = found;
+    let OnDisk { record, pod, containers, half_made, network } = found;
     let dirs = daemon.directories(&record.id);
     let same_boot = record.boot_id == daemon.boot_id;
     let stopped = record.phase == SandboxPhase::Stopped;
@@ -216,6 +244,10 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
 
     daemon.store.restore(Name::Pod(metadata.clone()), &id);
     daemon.restore_cgroups(&record.made_cgroups);
+    if !stopped {
+        daemon.networks.ports.restore(&id, &pod);
+    }
+    let detach_later = network.is_some() && !same_boot && !stopped;
     let mut views = BTreeMap::new();
     for container in containers {
         let name = container.config.metadata.clone().unwrap_or_default();
@@ -236,6 +268,7 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         ready: same_boot && !stopped,
         pause: None,
         containers: views,
+        network,
         monitor: None,
     };
     let (mut task, handle) = PodTask::new(daemon.clone(), view, None);
@@ -243,6 +276,10 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         if !stopped {
             tracing::warn!(pod = %metadata, "the node was rebooted under the pod");
             take_apart(daemon, &id, Vec::new()).await?;
+            if !detach_later {
+                release(daemon, &id).await?;
+                daemon.networks.ports.release(&id);
+            }
         }
         remove_half_made(daemon, &id, &half_made, None).await;
         task.end_all_unseen("NodeRebooted", "the node was rebooted while it ran").await;
@@ -251,8 +288,17 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         task.connect(connecting, HELLO_DEADLINE).await;
         remove_half_made(daemon, &id, &half_made, task.monitor()).await;
     }
-    daemon.store.add_pod(handle);
+    daemon.store.add_pod(handle.clone());
     task.spawn();
+    if detach_later {
+        // What reboots do not undo, leases on disk above all, must not wait for kubelet to remember the pod.
+        tokio::spawn(async move {
+            if let Err(error) = handle.stop().await {
+                let error = error.sentence();
+                tracing::warn!(pod = %handle.id(), error, "a pod of before the reboot is not detached: its stop will try again");
+            }
+        });
+    }
     Ok(())
 }
 
