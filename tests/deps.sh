@@ -18,9 +18,17 @@ needs() {
 		/usr/bin/protoc protobuf-compiler
 		LIST
         ;;
-    demo | test) cat <<-'LIST'
+    demo) cat <<-'LIST'
 		/bin/busybox busybox-static
 		/sbin/ip iproute2
+		LIST
+        ;;
+    test) cat <<-'LIST'
+		/bin/busybox busybox-static
+		/sbin/ip iproute2
+		/usr/lib/cni/bridge containernetworking-plugins
+		/usr/sbin/iptables iptables
+		/usr/sbin/nft nftables
 		LIST
         ;;
     peers) cat <<-'LIST'

@@ -17,6 +17,7 @@ mod limits;
 mod logs;
 mod mounts;
 mod namespaces;
+mod network;
 mod person;
 mod pods;
 mod stats;

@@ -17,7 +17,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{PidfdFlags, Signal, pidfd_open};
 use tempfile::TempDir;
 
-use crate::{BusyboxRoot, Client, Deadline, binaries, process};
+use crate::{BusyboxRoot, Client, Deadline, NetworkNamespace, binaries, process};
 
 /// What may be chosen about a node.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,10 @@ pub struct NodeOptions {
     pub aliases: Vec<(String, String)>,
     /// Puts the state directory on a tmpfs of so many bytes, which a test can fill.
     pub state_limit_bytes: Option<u64>,
+    /// Lines for the table `[network]`. Without any, a node has no plugins, and its pods a loopback interface.
+    pub network: Vec<String>,
+    /// Puts the daemon into a network namespace of its own.
+    pub own_network: bool,
     /// Environment of the daemon beyond the test's own.
     pub environment: Vec<(String, String)>,
 }
@@ -38,6 +42,7 @@ pub struct Node {
     directory: TempDir,
     unique: String,
     environment: Vec<(String, String)>,
+    namespace: Option<NetworkNamespace>,
     daemon: Mutex<Option<Child>>,
     notify: UnixDatagram,
 }
@@ -54,7 +59,7 @@ impl Node {
         let directory =
             tempfile::Builder::new().prefix("pw").rand_bytes(6).tempdir().context("temporary directory")?;
         let unique = unique_name(&directory);
-        for name in ["state", "run", "log", "roots", "cni", "config.toml.d"] {
+        for name in ["state", "run", "log", "roots", "cni", "plugins", "config.toml.d"] {
             fs::create_dir(directory.path().join(name))?;
         }
         fs::write(directory.path().join("config.toml"), configuration(directory.path(), &unique, options))?;
@@ -70,6 +75,7 @@ impl Node {
             directory,
             unique,
             environment: options.environment.clone(),
+            namespace: options.own_network.then(NetworkNamespace::new).transpose()?,
             daemon: Mutex::new(None),
             notify,
         };
@@ -95,6 +101,16 @@ impl Node {
     /// Where the node's root filesystems are.
     pub fn roots(&self) -> PathBuf {
         self.path().join("roots")
+    }
+
+    /// The network namespace that the daemon is in, if that is one of its own.
+    pub fn namespace(&self) -> Result<&NetworkNamespace> {
+        self.namespace.as_ref().context("the node is in the host's network")
+    }
+
+    /// The directory of CNI configurations.
+    pub fn cni(&self) -> PathBuf {
+        self.path().join("cni")
     }
 
     /// The configuration file.
@@ -178,16 +194,20 @@ impl Node {
     pub fn launch(&self) -> Result<()> {
         ensure!(self.child().is_none(), "the daemon is running already");
         let log = File::options().create(true).append(true).open(self.daemon_log())?;
-        let mut child = Command::new(binaries::find("podwrightd")?)
+        let mut command = Command::new(binaries::find("podwrightd")?);
+        command
             .arg("--config")
             .arg(self.config_file())
             .env("NOTIFY_SOCKET", self.path().join("notify"))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start podwrightd")?;
+            .stderr(log);
+        let child = match &self.namespace {
+            Some(namespace) => namespace.run(|| Ok(command.spawn()?)),
+            None => Ok(command.spawn()?),
+        };
+        let mut child = child.context("start podwrightd")?;
         if let Err(error) = self.wait_ready(&mut child) {
             let _ = child.kill();
             let _ = child.wait();
@@ -309,8 +329,17 @@ fn configuration(directory: &Path, unique: &str, options: &NodeOptions) -> Strin
     use std::fmt::Write as _;
 
     let path = |name: &str| format!("{:?}", directory.join(name).to_string_lossy());
+    let mut network = options.network.clone();
+    for (key, value) in
+        [("cni_bin_dirs", format!("[{}]", path("plugins"))), ("default", "\"loopback\"".to_owned())]
+    {
+        if !network.iter().any(|line| line.starts_with(key)) {
+            network.push(format!("{key} = {value}"));
+        }
+    }
+    let network = network.join("\n");
     let mut text = format!(
-        "[server]\nsocket = {}\n\n[paths]\nstate = {}\nrun = {}\n\n[network]\ncni_conf_dirs = [{}]\n\n\
+        "[server]\nsocket = {}\n\n[paths]\nstate = {}\nrun = {}\n\n[network]\ncni_conf_dirs = [{}]\n{network}\n\n\
          [cgroup]\ndriver = \"cgroupfs\"\nruntime = \"/{unique}\"\n\n[rootfs]\nroots = [{}]\n\n[rootfs.aliases]\n",
         path("run/podwright.sock"),
         path("state"),

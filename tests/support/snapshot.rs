@@ -1,7 +1,7 @@
 //! What is on the host: taken before and after, two snapshots show what a node left behind.
 //!
 //! Restricted to what bears the node's unique name or lies in its directory, because other tests run
-//! at the same time; only network links are the whole host's.
+//! at the same time; only network links are the whole host's, or the whole namespace's that the node is in.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ pub struct HostSnapshot {
     pub cgroups: BTreeSet<String>,
     /// Names in `/run/netns` and the network namespaces its processes are in.
     pub network_namespaces: BTreeSet<String>,
-    /// Network links of the host.
+    /// Network links where the daemon is.
     pub links: BTreeSet<String>,
     /// Its processes but the daemon, as `name: arguments`.
     pub processes: BTreeSet<String>,
@@ -62,7 +62,7 @@ impl HostSnapshot {
                 .map(|path| path.to_string_lossy().into_owned())
                 .collect(),
             network_namespaces,
-            links: names(Path::new("/sys/class/net")),
+            links: links(node.daemon_pid()?)?,
             processes: processes
                 .into_iter()
                 .map(|process| format!("{}: {}", process.name, process.command))
@@ -166,6 +166,16 @@ fn list_files(directory: &Path, base: &Path, found: &mut BTreeSet<String>) -> Re
         }
     }
     Ok(())
+}
+
+/// The network links that a process sees.
+pub fn links(pid: u32) -> Result<BTreeSet<String>> {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    Ok(table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.trim().to_owned())
+        .collect())
 }
 
 /// What a process's descriptors refer to, digits replaced by `N`, counted.
