@@ -1,7 +1,7 @@
 //! Running a container's lifecycle hooks. See the runtime-spec's `config.md#posix-platform-hooks`.
 //!
 //! A hook gets the container's state on stdin, the environment the spec gives it and nothing else, the bundle as
-//! working directory, and no descriptor of ours. What it writes is kept for the error message, up to a bound, and read
+//! working directory (createContainer hooks: the container's root, startContainer hooks: its `/`), and no descriptor of ours. What it writes is kept for the error message, up to a bound, and read
 //! while it runs so that it never blocks on us. One that exceeds its timeout is killed with its process group.
 //!
 //! Single-threaded callers only need fork+exec and poll(2): no thread is started, and nothing is left to reap.

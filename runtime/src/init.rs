@@ -132,10 +132,22 @@ fn prepare(
         seccomp: request.seccomp,
         user_namespace: around.user_namespace,
     };
-    match launch::become_process(&launch, request.stdio.streams(peer)?, link)? {
+    let launched = launch::become_process(&launch, request.stdio.streams(peer)?, link);
+    match launched.map_err(|failure| explain_scheduler(failure, plan))? {
         Err(failure) if !request.late_exec_errors => Err(failure),
         program => Ok((Some(program), master)),
     }
+}
+
+/// sched_setattr(2) refuses a deadline to a process that may not run on every CPU, with an errno that tells nothing of it.
+fn explain_scheduler(failure: Failure, plan: &Plan) -> Failure {
+    let cpu = plan.resources.as_ref().and_then(|resources| resources.cpu().as_ref());
+    let confined = cpu.and_then(|cpu| cpu.cpus().as_deref()).is_some_and(|cpus| !cpus.is_empty());
+    let scheduler = failure.message.as_deref().is_some_and(|message| message.contains("scheduler"));
+    if confined && scheduler && failure.errno() == Some(Errno::PERM) {
+        return failure.with_message("process scheduler can't be used together with AllowedCPUs");
+    }
+    failure
 }
 
 /// What a shell reports for a program that could not be executed.
@@ -214,7 +226,9 @@ fn before_pivot(request: &CreateRequest<'_>, link: &End) -> Result<(), Failure> 
         return Ok(());
     }
     let state = state_json(request, own_pid(), Status::Creating)?;
-    hooks::run(Point::CreateContainer, &hooks.create_container, &state, Some(request.bundle), None)
+    // Those of runc start in the container's root, and are written for it.
+    let root = Some(plan.rootfs.path.as_path());
+    hooks::run(Point::CreateContainer, &hooks.create_container, &state, root, None)
 }
 
 /// The pid as the container sees it, which is what hooks in there are told.

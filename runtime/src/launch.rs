@@ -14,7 +14,7 @@
 //! | execve | |
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -191,7 +191,12 @@ pub(crate) fn is_early(filter: &seccomp::Program) -> bool {
 /// through.
 pub(crate) fn load_early(filter: &seccomp::Program, link: &End) -> Result<(), Failure> {
     match load(filter)? {
-        Some(listener) => link.ask(&FromChild::Listener { fd: listener.as_raw_fd() }).map(drop),
+        Some(listener) => {
+            let asked = link.ask(&FromChild::Listener { fd: listener.as_raw_fd() });
+            // Nobody answers for the filter's system calls yet, of which close(2) may be one. It goes with the other descriptors.
+            let _ = listener.into_raw_fd();
+            asked.map(drop)
+        }
         None => Ok(()),
     }
 }

@@ -140,6 +140,27 @@ fn start_container_hooks_are_under_the_containers_filter() -> Outcome {
 }
 
 #[test]
+fn create_container_hooks_start_in_the_containers_root() -> Outcome {
+    let bundle = Bundle::new("cat /made-by-hook")?;
+    bundle.edit(|spec| {
+        spec["hooks"] = json!({"createContainer": [{
+            "path": "/bin/sh", "args": ["sh", "-c", "echo here >made-by-hook"], "env": ["PATH=/usr/bin:/bin"]
+        }]});
+    })?;
+    assert_eq!(bundle.wright(&["run", &bundle.id])?.ok()?, "here\n");
+    Ok(())
+}
+
+#[test]
+fn exec_makes_no_working_directory() -> Outcome {
+    let bundle = sleeping()?;
+    let ran = bundle.wright(&["exec", "--cwd", "/not/there", &bundle.id, "true"])?;
+    assert!(ran.code == 255 && ran.stderr.contains("chdir"), "{ran:?}");
+    assert!(!bundle.path().join("rootfs/not").exists());
+    Ok(())
+}
+
+#[test]
 fn signal_0_asks_and_all_is_content_with_none() -> Outcome {
     let bundle = sleeping()?;
     bundle.wright(&["kill", &bundle.id, "0"])?.ok()?;

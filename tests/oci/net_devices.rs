@@ -42,7 +42,7 @@ fn a_device_keeps_its_name_and_is_there_for_hooks_and_sysctls() -> Outcome {
     let bundle = with_devices("cat /proc/sys/net/ipv4/conf/pwhost/forwarding", json!({"pwhost": {}}))?;
     bundle.edit(|spec| {
         spec["linux"]["sysctl"] = json!({"net/ipv4/conf/pwhost/forwarding": "1"});
-        let script = "ip link show dev pwhost >hooked";
+        let script = format!("ip link show dev pwhost >{}", bundle.path().join("hooked").display());
         spec["hooks"] = json!({"createContainer": [{
             "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
         }]});

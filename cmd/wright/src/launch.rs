@@ -268,7 +268,8 @@ pub(crate) fn pass_listener(filtered: &Filtered<'_>, record: &Record, status: St
             "annotations": record.annotations,
         },
     });
-    let socket = connect(&receiver.path).context("linux.seccomp.listenerPath")?;
+    let socket = connect(&receiver.path)
+        .context("linux.seccomp.listenerPath: failed to connect with seccomp agent")?;
     send_fd(&socket, fd.as_fd(), &state.to_string())
 }
 

@@ -18,7 +18,10 @@ const REPLACED: u64 = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC |
 /// clearing one by name (`rw`, `suid`, …) is refused, because the result would not be what was asked for.
 pub(super) fn apply_to_clone(clone: BorrowedFd<'_>, mount: &Mount) -> Result<(), Errno> {
     if let Some((set, clear)) = replacing(mount) {
-        let asked = Attributes { set: mount.attr_set, clear: mount.attr_clear, ..Attributes::default() };
+        // Symbolic links are the one thing a user namespace does not lock.
+        let links = attr::NOSYMFOLLOW & clear;
+        let asked =
+            Attributes { set: mount.attr_set, clear: mount.attr_clear | links, ..Attributes::default() };
         match sys::mount_setattr(clone, &Attributes { set, clear, ..Attributes::default() }) {
             Err(Errno::PERM) if (set, clear) != (asked.set, asked.clear) => {
                 sys::mount_setattr(clone, &asked)?;

@@ -12,19 +12,14 @@ use super::credentials;
 use crate::plan;
 use crate::{Failure, Step};
 
-/// Makes the plan's working directory the caller's. Where it does not exist it is made, owned by root; where root may not enter (NFS
-/// with root_squash) the user tries.
+/// Makes the plan's working directory the caller's. Where root may not enter (NFS with root_squash) the user tries.
 ///
 /// A path through a magic link such as `/proc/self/fd/7` leaves the root by a descriptor that was left open (CVE-2024-21626):
 /// no such link is followed, and the kernel has to name the directory by a path below the root.
 pub(crate) fn enter_working_directory(process: &plan::Process) -> Result<(), Failure> {
     let cwd = &process.cwd;
-    let failure = |errno| Failure::at(Step::WorkingDirectory, errno, cwd);
-    let entered = match enter(cwd) {
-        Err(Errno::NOENT) => make(cwd).and_then(|directory| fchdir(&directory)),
-        entered => entered,
-    };
-    match entered {
+    let failure = |errno| Failure::at(Step::WorkingDirectory, errno, cwd).with_message("chdir");
+    match enter(cwd) {
         Err(errno @ (Errno::ACCESS | Errno::PERM)) if process.uid != geteuid().as_raw() => {
             as_user(process, || enter(cwd)).map_err(failure)?.map_err(|_| failure(errno))?;
         }
@@ -33,8 +28,8 @@ pub(crate) fn enter_working_directory(process: &plan::Process) -> Result<(), Fai
     require_inside_root(cwd)
 }
 
-/// Makes the plan's working directory where it is missing, before the root may become read-only. What goes wrong is found when it is
-/// entered.
+/// Makes the working directory of a container's own process where it is missing, owned by root, before the root may become read-only.
+/// What goes wrong is found when it is entered. A process that is executed into a container finds what there is.
 pub(crate) fn make_working_directory(process: &plan::Process) {
     if open(&process.cwd).is_err_and(|errno| errno == Errno::NOENT) {
         let _ = make(&process.cwd);
@@ -124,7 +119,10 @@ mod tests {
         in_child("process::cwd::tests::a_missing_working_directory_is_made", || {
             let top = tempfile::tempdir().unwrap();
             let cwd = top.path().join("a/../a/b");
-            enter_working_directory(&plan::Process { cwd, ..process() }).unwrap();
+            let process = plan::Process { cwd, ..process() };
+            assert_eq!(enter_working_directory(&process).unwrap_err().errno(), Some(Errno::NOENT));
+            make_working_directory(&process);
+            enter_working_directory(&process).unwrap();
             assert_eq!(std::env::current_dir().unwrap(), top.path().join("a/b"));
             std::env::set_current_dir("/").unwrap();
         });
