@@ -186,13 +186,20 @@ impl Deflater {
             out.put_u32(DICTIONARY_ID);
         }
         for part in headers.encode().chunks(usize::from(u16::MAX)) {
-            let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
-            out.put_u8(0);
-            out.put_u16_le(length);
-            out.put_u16_le(!length);
-            out.put_slice(part);
+            put_stored(part, out);
         }
+        // What zlib's Z_SYNC_FLUSH appends: Go's inflate hands out nothing of a stored block before the next one begins.
+        put_stored(&[], out);
     }
+}
+
+/// Appends a stored block of deflate that is not the last.
+fn put_stored(part: &[u8], out: &mut BytesMut) {
+    let length = u16::try_from(part.len()).unwrap_or(u16::MAX);
+    out.put_u8(0);
+    out.put_u16_le(length);
+    out.put_u16_le(!length);
+    out.put_slice(part);
 }
 
 #[cfg(test)]
@@ -300,6 +307,16 @@ mod tests {
         let several = headers(&[("accept", "one\0two")]);
         assert_eq!(several.get("accept"), Some("one"));
         assert_eq!(several.get("other"), None);
+    }
+
+    #[test]
+    fn every_block_ends_as_a_flush_does() {
+        let mut deflater = Deflater::default();
+        for _ in 0..2 {
+            let mut payload = BytesMut::new();
+            deflater.put(&Headers::default(), &mut payload);
+            assert!(payload.ends_with(&[0, 0, 0, 0xff, 0xff]), "moby/spdystream reads on for ever otherwise");
+        }
     }
 
     proptest! {
