@@ -1,6 +1,6 @@
 //! Pods with a user namespace of their own: what root inside is outside, and that nothing else is different.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use podwright_tests::{ContainerBuilder, Node, Outcome, PodBuilder, v1};
@@ -253,5 +253,47 @@ fn a_terminal_is_the_users() -> Outcome {
         .with(|config| config.tty = true)
         .output()?;
     assert_eq!(output.replace('\r', ""), "1000:5\nagain\n");
+    Ok(())
+}
+
+#[test]
+fn a_device_may_have_another_name_inside() -> Outcome {
+    let Some(node) = node("a_device_may_have_another_name_inside")? else { return Ok(()) };
+    let pod = mapped(PodBuilder::new(&node, "device")).run(&node)?;
+    let output = pod
+        .sh("test -c /dev/asked && echo x >/dev/asked && echo written; head -c 3 /dev/more/zero | wc -c")
+        .with(|config| {
+            for (inside, host) in [("/dev/asked", "/dev/null"), ("/dev/more/zero", "/dev/zero")] {
+                config.devices.push(v1::Device {
+                    container_path: inside.to_owned(),
+                    host_path: host.to_owned(),
+                    permissions: "rw".to_owned(),
+                });
+            }
+        })
+        .output()?;
+    assert_eq!(output, "written\n3\n");
+    Ok(())
+}
+
+#[test]
+fn an_image_volume_is_the_pods_too() -> Outcome {
+    let Some(node) = node("an_image_volume_is_the_pods_too")? else { return Ok(()) };
+    let tools = podwright_tests::BusyboxRoot::bare(&node.roots(), "tools")?;
+    std::fs::write(tools.path.join("secret"), "kept\n")?;
+    std::fs::set_permissions(tools.path.join("secret"), std::fs::Permissions::from_mode(0o600))?;
+    let pod = mapped(PodBuilder::new(&node, "image")).run(&node)?;
+    let output = pod
+        .sh("stat -c %u /volume/bin/busybox; cat /volume/secret; touch /volume/x 2>/dev/null || echo refused")
+        .with(|config| {
+            config.mounts.push(v1::Mount {
+                container_path: "/volume".to_owned(),
+                readonly: true,
+                image: Some(v1::ImageSpec { image: "tools".to_owned(), ..Default::default() }),
+                ..Default::default()
+            });
+        })
+        .output()?;
+    assert_eq!(output, "0\nkept\nrefused\n");
     Ok(())
 }

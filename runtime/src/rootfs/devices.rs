@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
@@ -103,14 +103,14 @@ fn own(directory: BorrowedFd<'_>, name: &OsStr, device: &DeviceNode) -> Result<(
 
 const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Shows the host's node of the same path, proven to be the device the plan means.
+/// Shows the host's node of the device, by its own path or else by the kernel's name for it: see [`host_node`].
 fn bind(directory: BorrowedFd<'_>, name: &OsStr, device: &DeviceNode) -> Result<(), Failure> {
     let failed = |errno| Failure::at(Step::Device, errno, &device.path);
-    let host = clone_path(&device.path, false)
-        .map_err(|errno| failed(errno).with_message("the host's node of the same path"))?;
-    if !is_device(&rustix::fs::fstat(&host).map_err(failed)?, device) {
-        return Err(failed(Errno::INVAL).with_message("the host has another device at this path"));
-    }
+    let host = match (host_node(&device.path, device), kernel_name(device)) {
+        (Err(_), Some(path)) => host_node(&path, device),
+        (found, _) => found,
+    };
+    let host = host.map_err(|errno| failed(errno).with_message("the host's node of the device"))?;
     let point = match make_point(directory, name) {
         Err(Errno::EXIST) => rustix::fs::openat(directory, name, HANDLE, Mode::empty()),
         made => made,
@@ -124,6 +124,22 @@ fn bind(directory: BorrowedFd<'_>, name: &OsStr, device: &DeviceNode) -> Result<
         return Err(failed(Errno::EXIST).with_message("another file has the device's name"));
     }
     move_to(host.as_fd(), point.as_fd()).map_err(failed)
+}
+
+/// A clone of the host's node at `path`, proven to be the device the plan means.
+fn host_node(path: &Path, device: &DeviceNode) -> Result<OwnedFd, Errno> {
+    let host = clone_path(path, false)?;
+    if is_device(&rustix::fs::fstat(&host)?, device) { Ok(host) } else { Err(Errno::NXIO) }
+}
+
+/// Where the host's /dev has the device, whose path in the container may be another: sysfs tells it (sysfs(5), /sys/dev). None: the
+/// kernel has no name for it.
+fn kernel_name(device: &DeviceNode) -> Option<PathBuf> {
+    let kind = if device.kind == DeviceKind::Block { "block" } else { "char" };
+    let facts = format!("/sys/dev/{kind}/{}:{}/uevent", device.major, device.minor);
+    let facts = std::fs::read_to_string(facts).ok()?;
+    let name = facts.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(Path::new("/dev").join(name))
 }
 
 fn make_point(directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
@@ -181,5 +197,8 @@ mod tests {
         assert!(is_device(&stat, &null));
         assert!(!is_device(&stat, &DeviceNode { minor: 5, ..null.clone() }));
         assert!(!is_device(&rustix::fs::stat("/").unwrap(), &null));
+        assert_eq!(kernel_name(&null).as_deref(), Some(Path::new("/dev/null")));
+        assert!(host_node(Path::new("/dev/null"), &null).is_ok());
+        assert_eq!(host_node(Path::new("/dev/zero"), &null).unwrap_err(), Errno::NXIO);
     }
 }
