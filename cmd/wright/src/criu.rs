@@ -1,8 +1,10 @@
 //! What `checkpoint` and `restore` share: their flags, and where criu's images are.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use runtime::checkpoint::{CgroupsMode, Images, Options};
 
 use crate::cli::{Flag, Parsed, list, switch, text};
@@ -106,6 +108,12 @@ pub(crate) fn parent(parsed: &Parsed, images: &Path) -> Result<Option<PathBuf>> 
     if parent.is_absolute() {
         bail!("--parent-path must be relative");
     }
+    // `..` of a directory that is not there leads nowhere.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(images)
+        .with_context(|| format!("make {}", images.display()))?;
     let real = images.join(&parent);
     match std::fs::metadata(&real) {
         Ok(metadata) if metadata.is_dir() => Ok(Some(parent)),

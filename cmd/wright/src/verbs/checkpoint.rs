@@ -72,6 +72,7 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
             .filter(|text| !text.is_empty())
             .map(page_server)
             .transpose()?,
+        unlocked_network: false,
         status: status.map(status_descriptor).transpose()?,
     };
     let stays = dump_options.leave_running || dump_options.pre_dump;
