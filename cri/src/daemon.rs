@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use runtime::cgroup::{CgroupPath, Driver, Hierarchies};
+use tokio::sync::Semaphore;
 
 use crate::apparmor::DefaultProfile;
 use crate::cgroups::{MadeCgroups, Place};
+use crate::checkpoint;
 use crate::config::{CgroupDriver, Config, Handler};
 use crate::error::Error;
 use crate::events::Events;
@@ -53,6 +55,8 @@ pub struct Daemon {
     pub apparmor: DefaultProfile,
     /// Compiled seccomp profiles.
     pub seccomp: SeccompCache,
+    /// Turns for checkpoints.
+    pub checkpoints: Arc<Semaphore>,
     /// What earlier statistics are remembered for.
     pub samples: Samples,
     /// The networks of pods.
@@ -114,6 +118,7 @@ impl Daemon {
             boot_id: host::boot_id()?,
             apparmor: DefaultProfile::new(&config.paths.state, &config.paths.run),
             seccomp: SeccompCache::default(),
+            checkpoints: Arc::new(Semaphore::new(checkpoint::AT_ONCE)),
             samples: Samples::default(),
             networks: Networks::default(),
             reloadable: RwLock::new(Reloadable { config: Arc::new(config), library }),

@@ -17,6 +17,7 @@ pub mod apparmor;
 pub mod cdi;
 pub mod cgroups;
 pub mod check;
+pub mod checkpoint;
 pub mod cni;
 pub mod config;
 pub mod container;

@@ -35,7 +35,7 @@ use crate::v1::{
     UpdateContainerResourcesResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
     UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionRequest, VersionResponse,
 };
-use crate::{container, exec, image, sandbox, stats, status};
+use crate::{checkpoint, container, exec, image, sandbox, stats, status};
 
 /// Both services.
 #[derive(Debug, Clone)]
@@ -242,13 +242,14 @@ impl RuntimeService for Service {
         Err(exec::streaming("PortForward").into())
     }
 
-    // -- Checkpoints --
+    // -- Checkpoints: checkpoint/ --
 
     async fn checkpoint_container(
         &self,
-        _: Request<CheckpointContainerRequest>,
+        request: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        unimplemented("CheckpointContainer")
+        checkpoint::container(&self.daemon, request.into_inner()).await?;
+        Ok(Response::new(CheckpointContainerResponse {}))
     }
 
     async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {

@@ -33,6 +33,7 @@
 mod atomic;
 mod beneath;
 pub mod bundle;
+pub mod diff;
 pub mod entry;
 pub mod error;
 pub mod image_config;

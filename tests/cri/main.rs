@@ -2,6 +2,7 @@
 
 mod apparmor;
 mod bad_input;
+mod checkpoint;
 mod containers;
 mod daemon;
 mod devices;

@@ -33,7 +33,7 @@ const METHODS: [(&str, bool); 43] = [
     ("/runtime.v1.RuntimeService/StreamPodSandboxStats", true),
     ("/runtime.v1.RuntimeService/UpdateRuntimeConfig", true),
     ("/runtime.v1.RuntimeService/Status", true),
-    ("/runtime.v1.RuntimeService/CheckpointContainer", false),
+    ("/runtime.v1.RuntimeService/CheckpointContainer", true),
     ("/runtime.v1.RuntimeService/CheckpointPod", false),
     ("/runtime.v1.RuntimeService/RestorePod", false),
     ("/runtime.v1.RuntimeService/GetContainerEvents", true),

@@ -32,7 +32,7 @@ use crate::handshake::readable_by;
 use crate::{Failure, Step, sys};
 
 /// The program, found on PATH.
-const PROGRAM: &str = "criu";
+pub(super) const PROGRAM: &str = "criu";
 
 /// The longest message of criu's, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;

@@ -47,6 +47,18 @@ pub const DUMP_LOG: &str = "dump.log";
 /// The verbosity of criu's log: everything.
 const LOG_LEVEL: i32 = 4;
 
+/// criu's `CRIU_NETWORK_LOCK_METHOD__SKIP`.
+const NETWORK_LOCK_SKIP: i32 = 3;
+
+/// Whether there is a criu on this process's PATH.
+pub fn is_available() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| {
+        let file = rustix::fs::access(directory.join(criu::PROGRAM), rustix::fs::Access::EXEC_OK);
+        file.is_ok()
+    })
+}
+
 /// Where criu keeps what it needs: images, and its log and statistics.
 #[derive(Debug, Clone)]
 pub struct Images {
@@ -119,6 +131,9 @@ pub struct DumpOptions {
     pub link_remap: bool,
     /// Memory goes to, or with lazy pages is served at, this address and port.
     pub page_server: Option<(String, u16)>,
+    /// Packets go on coming while connections are dumped. For a dump that nothing is restored from while the container goes on: criu's
+    /// lock is firewall rules in the container's network namespace, which may be others' too, and stays if criu dies.
+    pub unlocked_network: bool,
     /// Gets one zero byte when lazy pages are served, and is then closed.
     pub status: Option<OwnedFd>,
 }
@@ -198,6 +213,7 @@ fn dump_options(
         tcp_skip_in_flight: Some(options.tcp_skip_in_flight),
         link_remap: Some(options.link_remap),
         page_server,
+        network_lock: options.unlocked_network.then_some(NETWORK_LOCK_SKIP),
         track_mem: parent.as_ref().map(|_| true),
         parent_img: parent,
         freeze_cgroup: freezer(cgroup).map(|path| text(path).map(str::to_owned)).transpose()?,

@@ -135,11 +135,13 @@ fn take_back(id: &str, cgroup: &Cgroup) {
     cgroup::remove_ancestors(&parents);
 }
 
-/// As creating does, what is not supported is refused.
+/// What criu cannot bring back is refused.
 fn refuse(plan: &Plan) -> Result<(), Failure> {
     let refused = |message: &str| Err(Failure::because(Step::Checkpoint, message));
     if plan.intel_rdt.is_some() {
-        return refused("linux.intelRdt: Intel RDT is not supported");
+        return refused(
+            "linux.intelRdt: a restored container would be in no resctrl group, as criu knows none",
+        );
     }
     if !plan.namespaces.contains(NamespaceKind::Mount) {
         return refused("a container without a mount namespace of its own cannot be restored");

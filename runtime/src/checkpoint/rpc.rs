@@ -205,4 +205,7 @@ pub(super) struct Options {
     pub(super) lsm_profile: Option<String>,
     #[prost(string, optional, tag = "63")]
     pub(super) lsm_mount_context: Option<String>,
+    /// 3: the network is not locked.
+    #[prost(int32, optional, tag = "64")]
+    pub(super) network_lock: Option<i32>,
 }
