@@ -1,11 +1,13 @@
 //! What tools and people have come to rely on in runc, one habit a test. Most were found by runc's own test suite.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use podwright_tests::oci::{Bundle, Ran};
-use podwright_tests::{Deadline, Outcome, binaries, process, skip};
+use podwright_tests::{Deadline, Outcome, binaries, process, skip, watch};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -148,6 +150,29 @@ fn create_container_hooks_start_in_the_containers_root() -> Outcome {
         }]});
     })?;
     assert_eq!(bundle.wright(&["run", &bundle.id])?.ok()?, "here\n");
+    Ok(())
+}
+
+#[test]
+fn a_filters_listener_may_watch_what_making_the_container_takes() -> Outcome {
+    let bundle = Bundle::new("true")?;
+    let path = bundle.path().join("agent.sock");
+    let agent = UnixListener::bind(&path)?;
+    bundle.edit(|spec| {
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "listenerMetadata": "told",
+            "syscalls": [{
+                "names": ["execve", "openat", "open", "read", "close", "fcntl"], "action": "SCMP_ACT_NOTIFY"
+            }]
+        });
+    })?;
+    // Nobody answers yet: it must not have to wait for that.
+    bundle.create()?.ok()?;
+    watch::readable(agent.as_fd(), Deadline::in_seconds(20))?;
+    let mut text = [0; 4096];
+    let length = agent.accept()?.0.read(&mut text)?;
+    let told: Value = serde_json::from_slice(&text[..length])?;
+    assert_eq!((&told["metadata"], &told["state"]["id"]), (&json!("told"), &json!(bundle.id)));
     Ok(())
 }
 
