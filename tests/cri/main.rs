@@ -1,5 +1,6 @@
 //! CRI calls against the real daemon on the real kernel: one file for each family of behaviour.
 
+mod absurd;
 mod apparmor;
 mod bad_input;
 mod checkpoint;
@@ -8,6 +9,7 @@ mod daemon;
 mod devices;
 mod events;
 mod exec;
+mod expectations;
 mod hostile;
 mod identity;
 mod images;

@@ -90,6 +90,12 @@ impl Resources {
     /// The limits as the runtime-spec has them, for this host; what was not given is left out, so the same value
     /// serves to create a container and to update one.
     pub fn to_oci(&self, host: &HostFacts) -> Result<LinuxResources, Error> {
+        if let (None, Some(both), true) = (self.memory_limit, self.memory_swap_limit, host.swap_accounting)
+            && both != -1
+        {
+            let reason = "counts memory and swap, and so needs a memory limit beside it";
+            return Err(Error::invalid(format!("{}.memory_swap_limit_in_bytes", self.field), reason));
+        }
         let mut resources = LinuxResources::default();
         resources.set_devices(None).set_cpu(self.cpu()).set_memory(self.memory(host));
         let huge = self.hugepages(host)?;

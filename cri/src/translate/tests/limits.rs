@@ -57,6 +57,15 @@ fn no_swap_is_the_default_where_swap_can_be_limited() {
 }
 
 #[test]
+fn a_limit_on_the_sum_with_swap_needs_one_on_memory() {
+    let mut f = fixture();
+    f.resources().memory_swap_limit_in_bytes = 1 << 20;
+    assert!(f.error().contains("memory_swap_limit_in_bytes: counts memory and swap"), "{}", f.error());
+    f.host.swap_accounting = false;
+    assert_eq!(resources(&f).memory(), &None, "nothing could be limited anyway");
+}
+
+#[test]
 fn no_limit_of_cpu_is_minus_one() {
     let mut f = fixture();
     f.resources().cpu_quota = -1;
