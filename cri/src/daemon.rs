@@ -78,7 +78,11 @@ impl Daemon {
         let library = Arc::new(open_library(&config)?);
         let program = Program::load(&config.paths.monitor)
             .map_err(|error| Error::internal("prepare the monitor's program", error))?;
-        let user_namespaces = program.try_idmap(&config.rootfs.roots);
+        let user_namespaces = if host::kernel() < host::IDMAPPED_LAYERS {
+            Err("overlayfs has idmapped layers from Linux 5.19 on".to_owned())
+        } else {
+            program.try_idmap(&config.rootfs.roots)
+        };
         if let Err(reason) = &user_namespaces {
             tracing::info!(reason, "no user namespaces for pods");
         }

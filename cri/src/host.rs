@@ -12,6 +12,9 @@ use runtime::lsm;
 use crate::error::Error;
 use crate::translate::{Access, CgroupVersion, DeviceKind, DeviceNode, HostFacts, capabilities};
 
+/// The kernel from which on a layer of an overlay may be idmapped: major and minor.
+pub const IDMAPPED_LAYERS: (u32, u32) = (5, 19);
+
 /// What translation has to know of the host; `user_namespaces` was tried already.
 pub fn facts(hierarchies: &Hierarchies, user_namespaces: bool) -> Result<HostFacts, Error> {
     let mountinfo = read("/proc/self/mountinfo")?;
