@@ -81,8 +81,11 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
     dump(target, &images, dump_options, None, &mut || Ok(()))?;
     if !stays {
         drop(cgroup);
-        container.kill()?;
-        if let Err(error) = container.destroy(globals) {
+        let gone = container.kill().and_then(|()| container.destroy(globals));
+        // Whoever stays with it (`wright run`) sees its end too, and may be quicker: then there is nothing left to clean up.
+        if let Err(error) = gone
+            && container.dir.path().exists()
+        {
             globals.log.warn(&format!("clean up: {error:#}"));
         }
     }
