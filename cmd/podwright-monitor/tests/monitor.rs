@@ -314,21 +314,23 @@ fn a_killed_exec_takes_its_whole_subtree_along() {
 fn an_exec_with_a_terminal() {
     let mut monitor = Monitor::start();
     monitor.run("c", &Spec::sh("sleep 1000"));
-    let (theirs, ours) = stream_pair();
-    let output = theirs.try_clone().unwrap();
     let mut process = process("stty -echo; echo ready; read line; stty size; exit 4");
     process["terminal"] = json!(true);
     process["consoleSize"] = json!({"width": 80, "height": 24});
-    let request = exec_request("c", "e", [true, true, false]);
-    monitor.exec(&request, &process, &[theirs.as_fd(), output.as_fd()]).unwrap();
-    drop((theirs, output));
+    monitor.exec(&exec_request("c", "e", [false; 3]), &process, &[]).unwrap();
+    let master = monitor.connection.passed.pop().expect("the master comes with the answer");
+    assert!(monitor.connection.passed.is_empty());
     let mut text = Vec::new();
-    read_until(ours.as_fd(), &mut text, |text| text.ends_with(b"ready\r\n"));
-    let resize = Op::Resize { container: "c".into(), exec: Some("e".into()), width: 132, height: 43 };
-    assert_eq!(monitor.connection.ask(resize), Ok(Reply::Done));
-    rustix::io::write(&ours, b"go\n").unwrap();
+    read_until(master.as_fd(), &mut text, |text| text.ends_with(b"ready\r\n"));
+    let size = rustix::termios::Winsize { ws_row: 43, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&master, size).unwrap();
+    rustix::io::write(&master, b"go\n").unwrap();
     assert_eq!(monitor.connection.exec_exit_of("e"), 4);
-    assert_eq!(read_to_end(ours), "43 132\r\n");
+    assert_eq!(read_to_end(master), "43 132\r\n");
+    // With a terminal there is nothing to pass.
+    let (_output, stdout) = pipe();
+    let request = exec_request("c", "f", [false, true, false]);
+    assert!(monitor.exec(&request, &process, &[stdout.as_fd()]).is_err());
     monitor.end();
 }
 

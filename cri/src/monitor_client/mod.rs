@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use runtime::Failure;
 use runtime::monitor::protocol::{Event, Hello, Message, Op, PROTOCOL, Reply, Request};
-use runtime::monitor::wire::{self, WireError};
+use runtime::monitor::wire::{self, Packet, WireError};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -111,10 +111,13 @@ struct Inner {
     process: OnceLock<Process>,
 }
 
+/// An answer and the descriptors that came with it.
+type Answer = (Reply, Vec<OwnedFd>);
+
 /// Who waits for what. The lock is held for a map operation only.
 #[derive(Debug, Default)]
 struct Waiting {
-    replies: HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>,
+    replies: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>>,
     execs: HashMap<String, oneshot::Sender<i32>>,
     closed: bool,
 }
@@ -175,12 +178,22 @@ fn dial(run_dir: &Path) -> Result<OwnedFd, Errno> {
 impl MonitorClient {
     /// Asks and waits for the answer. `fds` travel with the request.
     pub async fn request(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Reply, ClientError> {
+        self.request_fds(op, fds).await.map(|(reply, _)| reply)
+    }
+
+    /// As [`request`](Self::request), with the descriptors that came with the answer.
+    pub async fn request_fds(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Answer, ClientError> {
         let span = tracing::debug_span!("monitor_request", trace = tracing::field::Empty);
         let trace = new_trace(&span);
         self.exchange(op, fds, trace).instrument(span).await
     }
 
-    async fn exchange(&self, op: Op, fds: Vec<OwnedFd>, trace: Option<String>) -> Result<Reply, ClientError> {
+    async fn exchange(
+        &self,
+        op: Op,
+        fds: Vec<OwnedFd>,
+        trace: Option<String>,
+    ) -> Result<Answer, ClientError> {
         let inner = &self.inner;
         let _slot = inner.slots.acquire().await.map_err(|_| ClientError::Gone)?;
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
@@ -255,20 +268,22 @@ impl MonitorClient {
         let mut buffer = wire::buffer();
         loop {
             match self.inner.receive(&mut buffer).await {
-                Ok(Some(Message::Reply { id, result })) => {
+                Ok(Some(Packet { message: Message::Reply { id, result }, fds })) => {
                     let waiter = self.inner.with_waiting(|waiting| waiting.replies.remove(&id));
                     if let Some(waiter) = waiter {
                         // One that has stopped waiting does not want it.
-                        let _ = waiter.send(result);
+                        let _ = waiter.send(result.map(|reply| (reply, fds)));
                     }
                 }
-                Ok(Some(Message::Event(Event::ExecExited { exec, exit_code }))) => {
+                Ok(Some(Packet {
+                    message: Message::Event(Event::ExecExited { exec, exit_code }), ..
+                })) => {
                     let waiter = self.inner.with_waiting(|waiting| waiting.execs.remove(&exec));
                     if let Some(waiter) = waiter {
                         let _ = waiter.send(exit_code);
                     }
                 }
-                Ok(Some(Message::Event(event))) => {
+                Ok(Some(Packet { message: Message::Event(event), .. })) => {
                     // A pod that is taken down again does not listen; its requests are still answered.
                     let _ = notices.send(Notice::Event(event)).await;
                 }
@@ -307,10 +322,9 @@ impl Inner {
         })
     }
 
-    async fn receive(&self, buffer: &mut [u8]) -> std::io::Result<Option<Message>> {
+    async fn receive(&self, buffer: &mut [u8]) -> std::io::Result<Option<Packet<Message>>> {
         let receive = || Ok(wire::receive::<Message>(self.socket.as_fd(), buffer)?);
-        let packet = self.socket.async_io(Interest::READABLE, receive).await?;
-        Ok(packet.map(|packet| packet.message))
+        self.socket.async_io(Interest::READABLE, receive).await
     }
 }
 

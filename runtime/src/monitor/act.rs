@@ -13,7 +13,6 @@ use super::log::Log;
 use super::pod::{Action, Caller, Input};
 use super::poll::{Kind, Token};
 use super::protocol::{CreateRequest, ExecRequest, Message, Op, Reply};
-use super::relay::Relay;
 use super::serve::{Container, Exec, Gate, KILL_DEADLINE, Oom, Pause, Server};
 use super::stdio::{self, Stdio};
 use crate::cgroup::{self, Limits};
@@ -24,7 +23,11 @@ impl Server {
     /// Does one action. What it makes known is the machine's next input.
     pub(super) fn act(&mut self, action: Action, fds: &mut Vec<OwnedFd>) -> Option<Input> {
         match action {
-            Action::Reply { caller, result } => self.reply(caller, result),
+            Action::Reply { caller, result } => {
+                // What is here now was made for the caller by the action before; what came from it was used up by that.
+                let made = matches!(result, Ok(Reply::Started { .. })).then(|| std::mem::take(fds));
+                self.reply(caller, result, made.unwrap_or_default());
+            }
             Action::Announce(event) => self.announce(&Message::Event(event)),
             Action::MakeSandbox { caller, request } => {
                 let result = self.make_pause(&request);
@@ -37,13 +40,16 @@ impl Server {
             }
             Action::OpenGate { container } => return self.open_gate(container),
             Action::Exec { caller, request } => {
-                let result = self.exec(&request, std::mem::take(fds));
+                let result = self.exec(&request, std::mem::take(fds)).map(|(pid, terminal)| {
+                    fds.extend(terminal);
+                    pid
+                });
                 self.trim_due = true;
                 return Some(Input::Execed { caller, exec: request.exec, result });
             }
             Action::Serve { caller, op } => {
                 let result = self.serve(op, std::mem::take(fds)).map(|()| Reply::Done);
-                self.reply(caller, result);
+                self.reply(caller, result, Vec::new());
             }
             Action::Signal { container, signal } => self.signal(&container, signal),
             Action::KillAll { container } => self.kill_all(&container),
@@ -66,13 +72,13 @@ impl Server {
         None
     }
 
-    fn reply(&mut self, caller: Caller, result: Result<Reply, Failure>) {
+    fn reply(&mut self, caller: Caller, result: Result<Reply, Failure>, fds: Vec<OwnedFd>) {
         let Ok(number) = u32::try_from(caller.connection) else { return };
         if let Err(failure) = &result {
             tracing::debug!(%failure, "a request failed");
         }
         let greets = matches!(result, Ok(Reply::Hello(_)));
-        self.send(number, &Message::Reply { id: caller.request, result });
+        self.send(number, &Message::Reply { id: caller.request, result }, fds);
         if greets && let Some(connection) = self.connections.get_mut(&number) {
             connection.greeted = true;
         }
@@ -82,7 +88,7 @@ impl Server {
         let greeted = self.connections.iter().filter(|(_, connection)| connection.greeted);
         let numbers: Vec<u32> = greeted.map(|(number, _)| *number).collect();
         for number in numbers {
-            self.send(number, message);
+            self.send(number, message, Vec::new());
         }
     }
 
@@ -180,7 +186,8 @@ impl Server {
         Some(Input::GateOutcome { container: id, outcome: Err(failure), at_ns })
     }
 
-    fn exec(&mut self, request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<i32, Failure> {
+    /// The process's pid, and its terminal's master where it has one.
+    fn exec(&mut self, request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<(i32, Option<OwnedFd>), Failure> {
         let span = tracing::debug_span!("exec", container = request.container, exec = request.exec);
         let _entered = span.enter();
         self.forget_ended_execs();
@@ -195,47 +202,26 @@ impl Server {
         }
         let target = engine::Target { pid: *pid, pidfd, cgroup, root: *root, seccomp: seccomp.as_ref() };
         let made = engine::exec(request, fds, target, number)?;
-        let watch_failed = |errno| Failure::os(Step::Clone, errno).with_message("wait for the process");
         let pidfd = self
             .poll
             .watch(made.pidfd, Token::new(Kind::Exec, number), Some(EventFlags::IN))
-            .map_err(watch_failed)?;
-        let relay = made
-            .terminal
-            .map(|terminal| Relay::new(&self.poll, number, terminal.master, terminal.input, terminal.output));
-        let relay = match relay.transpose() {
-            Ok(relay) => relay,
-            Err(errno) => {
-                // Closing the master hangs it up; its zombie is reaped by SIGCHLD.
-                let _ = signal::send(pidfd.as_fd(), libc::SIGKILL);
-                return Err(watch_failed(errno));
-            }
-        };
+            .map_err(|errno| Failure::os(Step::Clone, errno).with_message("wait for the process"))?;
         let exec = Exec {
             id: request.exec.clone(),
             container,
             pid: made.pid,
             pidfd: Some(pidfd),
             cgroup: made.cgroup,
-            relay,
         };
         self.execs.insert(number, exec);
-        Ok(made.pid)
+        Ok((made.pid, made.terminal))
     }
 
     /// What concerns one container and changes nothing of its state.
     fn serve(&mut self, op: Op, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         match op {
-            Op::Resize { container, exec: None, width, height } => {
+            Op::Resize { container, width, height } => {
                 self.container(&container)?.stdio.resize(width, height)
-            }
-            Op::Resize { container, exec: Some(id), width, height } => {
-                let number = self.by_id(&container).ok_or_else(|| gone(&container))?.0;
-                let exec = self.execs.values().find(|exec| exec.id == id && exec.container == number);
-                match exec.and_then(|exec| exec.relay.as_ref()) {
-                    Some(relay) => relay.resize(width, height),
-                    None => Err(Failure::because(Step::Console, format!("exec {id} has no terminal"))),
-                }
             }
             Op::Attach { container, attach, stdin, stdout, stderr } => {
                 let wanted = [stdin, stdout, stderr];
@@ -320,7 +306,7 @@ impl Server {
                 "the disk never took the end of the container's log"
             );
         }
-        // Terminals of its execs hang up; their exits are still told.
+        // Its execs die with it; their exits are still told.
         give_up(&container.cgroup);
         if let Some(plan) = &container.late_hooks {
             for failure in run_poststop_hooks(id, &container.bundle, plan) {

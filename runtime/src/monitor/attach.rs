@@ -42,15 +42,15 @@ impl Sink {
         Ok(Self { fd: poll.watch(fd, token, Some(EventFlags::empty()))?, pending: Vec::new(), written: 0 })
     }
 
-    /// Copies `chunk` to it; keeps at most `bound` bytes that it does not take.
-    pub(crate) fn push(&mut self, mut chunk: &[u8], bound: usize) -> Result<(), SinkEnd> {
+    /// Copies `chunk` to it; keeps at most [`MAX_BUFFERED_BYTES`] that it does not take.
+    fn push(&mut self, mut chunk: &[u8]) -> Result<(), SinkEnd> {
         if self.pending.is_empty() {
             chunk = &chunk[self.write(chunk)?..];
         }
         if chunk.is_empty() {
             return Ok(());
         }
-        if self.pending.len() - self.written + chunk.len() > bound {
+        if self.pending.len() - self.written + chunk.len() > MAX_BUFFERED_BYTES {
             return Err(SinkEnd::Slow);
         }
         self.pending.extend_from_slice(chunk);
@@ -152,7 +152,7 @@ impl Client {
     /// Copies output to it. An error: the client is to be dropped.
     pub(crate) fn push(&mut self, stream: Stream, chunk: &[u8]) -> Result<(), SinkEnd> {
         match self.sink(stream) {
-            Some(sink) => sink.push(chunk, MAX_BUFFERED_BYTES),
+            Some(sink) => sink.push(chunk),
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@
 //! connection is closed, and the daemon learns all that it missed from the next one's hello.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -51,8 +51,8 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: Watched,
-    /// Encoded messages the socket did not take yet.
-    queue: VecDeque<Vec<u8>>,
+    /// Encoded messages the socket did not take yet, each with its descriptors.
+    queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     queued_bytes: usize,
     unanswered: usize,
     /// Hello was said and answered: events are wanted, and other requests allowed.
@@ -82,7 +82,7 @@ impl Connection {
     }
 
     /// Sends a message, or queues it behind others.
-    pub(crate) fn send(&mut self, message: &Message) -> Result<(), ConnectionError> {
+    pub(crate) fn send(&mut self, message: &Message, fds: Vec<OwnedFd>) -> Result<(), ConnectionError> {
         if matches!(message, Message::Reply { .. }) {
             self.unanswered = self.unanswered.saturating_sub(1);
         }
@@ -91,14 +91,15 @@ impl Connection {
             return Err(ConnectionError::NotReading);
         }
         self.queued_bytes += bytes.len();
-        self.queue.push_back(bytes);
+        self.queue.push_back((bytes, fds));
         self.flush()
     }
 
     /// Sends what is queued, as far as the socket takes it.
     pub(crate) fn flush(&mut self) -> Result<(), ConnectionError> {
-        while let Some(bytes) = self.queue.front() {
-            match wire::send_bytes(self.socket.as_fd(), bytes, &[]) {
+        while let Some((bytes, fds)) = self.queue.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+            match wire::send_bytes(self.socket.as_fd(), bytes, &fds) {
                 Ok(()) => {
                     self.queued_bytes -= bytes.len();
                     self.queue.pop_front();
@@ -135,7 +136,7 @@ mod tests {
         let message = Message::Event(Event::Oom { container: "c".repeat(1000) });
         let mut sent = 0;
         let error = loop {
-            match connection.send(&message) {
+            match connection.send(&message, Vec::new()) {
                 Ok(()) => sent += 1,
                 Err(error) => break error,
             }

@@ -59,14 +59,8 @@ pub(super) struct Execed {
     pub(super) pidfd: OwnedFd,
     /// Its own cgroup, where it has one.
     pub(super) cgroup: Option<Cgroup>,
-    pub(super) terminal: Option<Terminal>,
-}
-
-/// An exec'd process's terminal and the client's ends.
-pub(super) struct Terminal {
-    pub(super) master: OwnedFd,
-    pub(super) input: Option<OwnedFd>,
-    pub(super) output: Option<OwnedFd>,
+    /// Its terminal's master, where it has one.
+    pub(super) terminal: Option<OwnedFd>,
 }
 
 /// Takes a container up to its start gate. `fds` are what [`CreateRequest::fds`] says.
@@ -148,11 +142,15 @@ pub(super) fn exec(
         return Err(Failure::because(Step::Request, message));
     }
     let [stdin, stdout, stderr] = request.stdio.map(|passed| if passed { fds.next() } else { None });
-    let (streams, client) = if process.terminal {
-        (Stdio::Pty { crlf: true }, Some((stdin, stdout)))
+    let streams = if process.terminal {
+        if passed > 0 {
+            let message = "stdio descriptors came for a process with a terminal of its own";
+            return Err(Failure::because(Step::Request, message));
+        }
+        Stdio::Pty { crlf: true }
     } else {
         let or_null = |fd: Option<OwnedFd>| fd.map_or_else(null, Ok);
-        (Stdio::Fds { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }, None)
+        Stdio::Fds { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }
     };
     give(&streams, root)?;
     let filter = seccomp.map(program).transpose()?;
@@ -177,11 +175,7 @@ pub(super) fn exec(
             let _ = cgroup.remove(std::time::Instant::now());
         }
     })?;
-    let terminal = match (client, execed.console) {
-        (Some((input, output)), Some(master)) => Some(Terminal { master, input, output }),
-        _ => None,
-    };
-    Ok(Execed { pid: execed.pid, pidfd: execed.pidfd, cgroup, terminal })
+    Ok(Execed { pid: execed.pid, pidfd: execed.pidfd, cgroup, terminal: execed.console })
 }
 
 fn read_plan(bundle: &Path) -> Result<Plan, Failure> {

@@ -28,7 +28,6 @@ mod pod;
 mod poll;
 pub mod protocol;
 pub mod record;
-mod relay;
 mod serve;
 mod setup;
 mod signals;

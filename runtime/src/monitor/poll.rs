@@ -47,15 +47,9 @@ pub(crate) enum Kind {
     ClientStderr,
     /// An exec'd process's pidfd.
     Exec,
-    /// An exec'd process's terminal.
-    ExecTerminal,
-    /// What the client types into an exec'd process's terminal.
-    ExecInput,
-    /// Where an exec'd process's terminal output goes.
-    ExecOutput,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 14] = [
     Kind::Listener,
     Kind::Signals,
     Kind::Connection,
@@ -70,9 +64,6 @@ const KINDS: [Kind; 17] = [
     Kind::ClientStdout,
     Kind::ClientStderr,
     Kind::Exec,
-    Kind::ExecTerminal,
-    Kind::ExecInput,
-    Kind::ExecOutput,
 ];
 
 /// Whose a descriptor is.

@@ -75,7 +75,8 @@ pub enum Op {
     },
     /// Runs one more process in a container. fds: first a memfd holding `process` of the runtime-spec as JSON (which can be
     /// larger than a message), then stdin, stdout, stderr in this order as far as `stdio` says.
-    /// Answers [`Reply::Started`]; its end is an [`Event::ExecExited`].
+    /// Answers [`Reply::Started`], with the master of its pseudo-terminal as the answer's only descriptor where `process` wants
+    /// one: nothing of an exec'd process's input and output passes through the monitor. Its end is an [`Event::ExecExited`].
     Exec(ExecRequest),
     /// Kills an exec'd process: with its whole subtree where it has a cgroup of its own. Answers [`Reply::Done`].
     KillExec {
@@ -84,12 +85,10 @@ pub enum Op {
         /// The signal's number.
         signal: i32,
     },
-    /// Sets the size of a terminal. Answers [`Reply::Done`].
+    /// Sets the size of a container's terminal. Answers [`Reply::Done`]. (An exec'd process's is set on its master.)
     Resize {
         /// The container's id.
         container: String,
-        /// An exec of it; None: the container's own terminal.
-        exec: Option<String>,
         /// Columns.
         width: u16,
         /// Rows.
@@ -208,8 +207,7 @@ pub struct ExecRequest {
     pub container: String,
     /// The daemon's id for this process, unique on the node.
     pub exec: String,
-    /// Which of stdin, stdout, stderr are passed, in this order; those that are not are /dev/null.
-    /// With a terminal only stdin and stdout are used; the monitor copies between them and the pty.
+    /// Which of stdin, stdout, stderr are passed, in this order; those that are not are /dev/null. None with a terminal.
     pub stdio: [bool; 3],
     /// True: the process gets a cgroup of its own below the container's so that [`Op::KillExec`] reaches its whole subtree.
     pub own_cgroup: bool,

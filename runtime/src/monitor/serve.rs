@@ -25,7 +25,6 @@ use super::log_format::Stream;
 use super::pod::{Caller, End, Input, Pod};
 use super::poll::{Kind, Poll, Ready, Token, Watched};
 use super::protocol::{ExitRecord, Message, Op, Request};
-use super::relay::Relay;
 use super::stdio::{Buffers, Stdio, realtime_ns};
 use super::{record, signals, wire};
 use crate::cgroup::{Cgroup, Hierarchies, OomWatch};
@@ -45,7 +44,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Buffers that were not used for this long are given back.
 const BUFFERS_KEPT_FOR: Duration = Duration::from_secs(2);
 
-/// The most exited execs of which a background process, or output nobody has read yet, is left.
+/// The most exited execs of which a background process is left.
 const MAX_LINGERING_EXECS: usize = 64;
 
 /// How long killing a cgroup may take.
@@ -132,10 +131,9 @@ pub(super) struct Exec {
     pub(super) id: String,
     pub(super) container: u32,
     pub(super) pid: i32,
-    /// None: it has exited, and only its cgroup or its terminal's last output is left.
+    /// None: it has exited, and only its cgroup is left.
     pub(super) pidfd: Option<Watched>,
     pub(super) cgroup: Option<Cgroup>,
-    pub(super) relay: Option<Relay>,
 }
 
 struct Unsaved {
@@ -264,9 +262,6 @@ impl Server {
             Kind::ClientStderr => {
                 self.stdio(owner, |stdio| stdio.client_ready(sub, Stream::Stderr, event.closed));
             }
-            Kind::ExecTerminal => self.relay(owner, Relay::terminal_ready),
-            Kind::ExecInput => self.relay(owner, Relay::input_ready),
-            Kind::ExecOutput => self.relay(owner, |relay| relay.output_ready(event.closed)),
         }
     }
 
@@ -339,7 +334,7 @@ impl Server {
         let greeted = self.connections.get(&number).is_some_and(|connection| connection.greeted);
         if !greeted && !matches!(request.op, Op::Hello { .. }) {
             let refusal = Failure::because(Step::Request, "a connection starts with hello");
-            self.send(number, &Message::Reply { id: request.id, result: Err(refusal) });
+            self.send(number, &Message::Reply { id: request.id, result: Err(refusal) }, Vec::new());
             return;
         }
         let span = tracing::debug_span!(
@@ -352,9 +347,9 @@ impl Server {
     }
 
     /// Sends a message; a connection that does not take it is closed.
-    pub(super) fn send(&mut self, number: u32, message: &Message) {
+    pub(super) fn send(&mut self, number: u32, message: &Message, fds: Vec<OwnedFd>) {
         if let Some(connection) = self.connections.get_mut(&number)
-            && let Err(error) = connection.send(message)
+            && let Err(error) = connection.send(message, fds)
         {
             self.disconnect(number, Some(error));
         }
@@ -481,25 +476,16 @@ impl Server {
         let Some(pidfd) = &exec.pidfd else { return };
         let Some(end) = ended(pidfd) else { return };
         exec.pidfd = None;
-        if let Some(relay) = &mut exec.relay {
-            relay.end();
-        }
         let id = exec.id.clone();
         self.forget_ended_execs();
         self.tell(Input::ExecExited { exec: id, end }, Vec::new());
     }
 
-    /// Forgets execs of which nothing is left: no process, no output to hand on, and an empty cgroup.
+    /// Forgets execs of which nothing is left: no process and an empty cgroup.
     pub(super) fn forget_ended_execs(&mut self) {
         self.execs.retain(|_, exec| {
-            if exec.relay.as_ref().is_some_and(Relay::has_ended) {
-                exec.relay = None;
-            }
-            if exec.pidfd.is_some() || exec.relay.is_some() {
-                return true;
-            }
-            let emptied = exec.cgroup.as_ref().is_none_or(|cgroup| cgroup.remove(Instant::now()).is_ok());
-            !emptied
+            exec.pidfd.is_some()
+                || exec.cgroup.as_ref().is_some_and(|cgroup| cgroup.remove(Instant::now()).is_err())
         });
         // Beyond that the oldest keep their cgroups, which go with the container's, but cannot be killed by name any more.
         let left: Vec<u32> =
@@ -527,15 +513,6 @@ impl Server {
     fn stdio(&mut self, number: u32, act: impl FnOnce(&mut Stdio)) {
         if let Some(container) = self.containers.get_mut(&number) {
             act(&mut container.stdio);
-        }
-    }
-
-    fn relay(&mut self, number: u32, act: impl FnOnce(&mut Relay)) {
-        let Some(exec) = self.execs.get_mut(&number) else { return };
-        let Some(relay) = &mut exec.relay else { return };
-        act(relay);
-        if relay.has_ended() {
-            self.forget_ended_execs();
         }
     }
 

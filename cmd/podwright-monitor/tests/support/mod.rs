@@ -41,6 +41,8 @@ pub struct Connection {
     events: VecDeque<Event>,
     buffer: Vec<u8>,
     pub hello: Option<Hello>,
+    /// Descriptors that came with messages.
+    pub passed: Vec<OwnedFd>,
 }
 
 /// A container to be.
@@ -81,7 +83,7 @@ impl Connection {
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).unwrap();
         rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
         let buffer = wire::buffer();
-        Self { socket, next_id: 0, events: VecDeque::new(), buffer, hello: None }
+        Self { socket, next_id: 0, events: VecDeque::new(), buffer, hello: None, passed: Vec::new() }
     }
 
     pub fn greeted(path: &Path) -> Self {
@@ -106,7 +108,9 @@ impl Connection {
 
     /// None: the monitor has closed the connection.
     pub fn receive(&mut self) -> Option<Message> {
-        wire::receive::<Message>(self.socket.as_fd(), &mut self.buffer).unwrap().map(|packet| packet.message)
+        let packet = wire::receive::<Message>(self.socket.as_fd(), &mut self.buffer).unwrap()?;
+        self.passed.extend(packet.fds);
+        Some(packet.message)
     }
 
     pub fn answer(&mut self, asked: u64) -> Result<Reply, Failure> {
