@@ -61,6 +61,8 @@ pub enum ConfigError {
 pub struct Config {
     /// The CRI endpoint.
     pub server: Server,
+    /// Streaming of exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Directories of this instance.
     pub paths: Paths,
     /// Where images are.
@@ -87,8 +89,6 @@ pub struct Server {
     pub group: String,
     /// The longest gRPC message in bytes.
     pub max_message_bytes: usize,
-    /// Reserved for streaming.
-    pub streaming_address: String,
     /// How long running calls may take after SIGTERM.
     pub drain_seconds: u64,
 }
@@ -99,8 +99,35 @@ impl Default for Server {
             socket: "/run/podwright/podwright.sock".into(),
             group: String::new(),
             max_message_bytes: 16 * 1024 * 1024,
-            streaming_address: "127.0.0.1:0".into(),
             drain_seconds: 10,
+        }
+    }
+}
+
+/// Streaming of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streaming {
+    /// Where it listens; port 0: a free one.
+    pub address: String,
+    /// The host in its URLs; empty: the address.
+    pub host: String,
+    /// PEM file of its certificate chain; empty: no TLS.
+    pub tls_cert: PathBuf,
+    /// PEM file of the certificate's private key.
+    pub tls_key: PathBuf,
+    /// PEM file of the CAs that clients' certificates must be of; empty: clients need none.
+    pub tls_client_ca: PathBuf,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:0".into(),
+            host: String::new(),
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            tls_client_ca: PathBuf::new(),
         }
     }
 }
@@ -307,6 +334,26 @@ impl Handler {
     }
 }
 
+impl Streaming {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.address.parse::<SocketAddr>().is_err() {
+            return value("streaming.address", "expected ADDRESS:PORT");
+        }
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':');
+        if !self.host.chars().all(legal) {
+            return value("streaming.host", "expected a host name or an IP address, without a port");
+        }
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        if given(&self.tls_cert) != given(&self.tls_key) {
+            return value("streaming.tls_key", "a certificate and its key go together");
+        }
+        if given(&self.tls_client_ca) && !given(&self.tls_cert) {
+            return value("streaming.tls_client_ca", "needs streaming.tls_cert");
+        }
+        Ok(())
+    }
+}
+
 impl Config {
     /// Reads `file` and its drop-ins. A missing `file` is an error only where `required`: the default one may be absent.
     pub fn load(file: &Path, required: bool) -> Result<Self, ConfigError> {
@@ -368,9 +415,7 @@ impl Config {
         if self.server.max_message_bytes < 64 * 1024 {
             return value("server.max_message_bytes", "at least 65536");
         }
-        if self.server.streaming_address.parse::<SocketAddr>().is_err() {
-            return value("server.streaming_address", "expected ADDRESS:PORT");
-        }
+        self.streaming.check()?;
         let parts = || self.cgroup.runtime.split('/').filter(|part| !part.is_empty());
         if !self.cgroup.runtime.starts_with('/')
             || parts().next().is_none()
@@ -525,7 +570,10 @@ mod tests {
                 "[runtime.handlers.x]\nprivileged_without_host_devices_all_devices_allowed = true",
                 "all_devices_allowed",
             ),
-            ("[server]\nstreaming_address = 'localhost'", "streaming_address"),
+            ("[streaming]\naddress = 'localhost'", "streaming.address"),
+            ("[streaming]\nhost = 'http://x'", "streaming.host"),
+            ("[streaming]\ntls_cert = '/x'", "streaming.tls_key"),
+            ("[streaming]\ntls_client_ca = '/x'", "streaming.tls_client_ca"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

@@ -174,6 +174,14 @@ pub(crate) fn running_monitor(found: &Found) -> Result<crate::monitor_client::Mo
     }
 }
 
+/// The monitor of a container that runs or can be started.
+pub(crate) fn attachable_monitor(found: &Found) -> Result<crate::monitor_client::MonitorClient, Error> {
+    match (&found.container.state, &found.pod_view.monitor) {
+        (State::Created { .. }, Some(monitor)) => Ok(monitor.clone()),
+        _ => running_monitor(found),
+    }
+}
+
 /// A monitor's refusal as the caller sees it.
 pub(crate) fn client_error(found: &Found, error: ClientError) -> Error {
     let id = found.container.record.id.clone();

@@ -146,6 +146,7 @@ impl Daemon {
         let old = &reloadable.config;
         let fixed = [
             ("server", old.server == new.server),
+            ("streaming", old.streaming == new.streaming),
             ("paths", old.paths == new.paths),
             ("cgroup", old.cgroup == new.cgroup),
             ("log.format", old.log.format == new.log.format),
@@ -153,6 +154,7 @@ impl Daemon {
         ];
         let kept = Config {
             server: old.server.clone(),
+            streaming: old.streaming.clone(),
             paths: old.paths.clone(),
             cgroup: old.cgroup.clone(),
             runtime: old.runtime.clone(),

@@ -1,4 +1,4 @@
-//! ExecSync, and the streaming calls Exec, Attach and PortForward.
+//! ExecSync. Exec with streams is in [`crate::streaming`].
 //!
 //! ```text
 //! daemon: pipe, pipe --(write ends, process)--> monitor: clones the process into the container
@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::ids;
 use crate::monitor_client::MonitorClient;
 use crate::seccomp::memfd;
+use crate::translate::DEFAULT_TERM;
 use crate::v1::{ExecSyncRequest, ExecSyncResponse};
 
 /// The most output that is kept of each stream, in bytes.
@@ -61,7 +62,8 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
 
     let record = &found.container.record;
     let config = daemon.directories(&record.sandbox).container(&record.id).join(imageless::bundle::CONFIG);
-    let process = blocking(debug_span!("exec_process"), move || process_json(&config, request.cmd)).await?;
+    let process =
+        blocking(debug_span!("exec_process"), move || process_json(&config, request.cmd, false)).await?;
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
         Error::internal(format!("exec in container {}", record.id), source)
     };
@@ -110,11 +112,6 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
             source: None,
         }),
     }
-}
-
-/// Exec, Attach and PortForward need the streaming server.
-pub fn streaming(call: &'static str) -> Error {
-    Error::Unimplemented { what: format!("{call} (streaming)") }
 }
 
 /// Cuts both outputs so that they fit into one message: each has half of it, and what the other leaves of its half.
@@ -227,7 +224,7 @@ async fn at(until: Option<Instant>) {
 }
 
 /// A command that execve(2) can take.
-fn check_command(command: &[String]) -> Result<(), Error> {
+pub(crate) fn check_command(command: &[String]) -> Result<(), Error> {
     if command.first().is_none_or(String::is_empty) {
         return Err(Error::invalid("cmd", "must name a program"));
     }
@@ -243,18 +240,22 @@ fn check_command(command: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The container's own process with another command and without a terminal, as JSON.
-fn process_json(config: &Path, command: Vec<String>) -> Result<Vec<u8>, Error> {
+/// The container's own process with another command, and a terminal or none, as JSON.
+pub(crate) fn process_json(config: &Path, command: Vec<String>, terminal: bool) -> Result<Vec<u8>, Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
         Error::internal(format!("read {}", config.display()), source)
     };
     let spec = Spec::load(config).map_err(|error| failed(error.into()))?;
     let process = spec.process().clone().ok_or_else(|| failed("it has no process".into()))?;
-    serde_json::to_vec(&with_command(process, command)).map_err(|error| failed(error.into()))
+    serde_json::to_vec(&with_command(process, command, terminal)).map_err(|error| failed(error.into()))
 }
 
-fn with_command(mut process: Process, command: Vec<String>) -> Process {
-    process.set_args(Some(command)).set_terminal(Some(false)).set_console_size(None);
+fn with_command(mut process: Process, command: Vec<String>, terminal: bool) -> Process {
+    let mut env = process.env().clone().unwrap_or_default();
+    if terminal && !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push(DEFAULT_TERM.to_owned());
+    }
+    process.set_args(Some(command)).set_terminal(Some(terminal)).set_console_size(None).set_env(Some(env));
     process
 }
 

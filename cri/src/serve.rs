@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::v1::image_service_server::ImageServiceServer;
 use crate::v1::runtime_service_server::RuntimeServiceServer;
-use crate::{cgroups, network, recover};
+use crate::{cgroups, network, recover, streaming};
 
 /// The file in the run directory that says which daemon this is; `podwright` waits for reloads by it.
 const IDENTITY: &str = "podwrightd.json";
@@ -87,6 +87,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     let watching = tokio::spawn(network::watch::run(daemon.clone()));
     let mut collecting = tokio::spawn(network::collect_garbage(daemon.clone(), 0));
 
+    let streaming = streaming::Server::bind(&config.streaming).await?;
     let (listener, own_socket) = match options.inherited.take() {
         Some(inherited) => (inherited, false),
         None => (bind(&config)?, true),
@@ -102,7 +103,9 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     );
 
     let (shutdown, ending) = watch::channel(false);
-    let mut server = tokio::spawn(run_server(daemon.clone(), listener, ending));
+    let urls = streaming.urls();
+    tokio::spawn(streaming.run(daemon.clone(), ending.clone()));
+    let mut server = tokio::spawn(run_server(daemon.clone(), urls, listener, ending));
     let mut identity = Identity { file: options.config_file.clone(), reloads: 0, error: None };
     identity.write(&daemon)?;
     tracing::info!(socket = %config.server.socket.display(), "ready");
@@ -159,12 +162,13 @@ fn load_apparmor(daemon: Arc<Daemon>) {
 
 async fn run_server(
     daemon: Arc<Daemon>,
+    urls: Arc<streaming::Urls>,
     listener: UnixListener,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let limit = daemon.config().server.max_message_bytes;
     let group = !daemon.config().server.group.is_empty();
-    let service = Service::new(daemon, shutdown.clone());
+    let service = Service::new(daemon, urls, shutdown.clone());
     let runtime = RuntimeServiceServer::new(service.clone())
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);

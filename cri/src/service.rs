@@ -9,6 +9,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::EventStream;
 use crate::stream_lists::{Batches, batches};
+use crate::streaming::{self, Urls};
 use crate::v1::image_service_server::ImageService;
 use crate::v1::runtime_service_server::RuntimeService;
 use crate::v1::{
@@ -41,13 +42,14 @@ use crate::{checkpoint, container, exec, image, sandbox, stats, status};
 #[derive(Debug, Clone)]
 pub struct Service {
     daemon: Arc<Daemon>,
+    urls: Arc<Urls>,
     shutdown: watch::Receiver<bool>,
 }
 
 impl Service {
     /// `shutdown` turns true when the daemon ends: streams end with it.
-    pub fn new(daemon: Arc<Daemon>, shutdown: watch::Receiver<bool>) -> Self {
-        Self { daemon, shutdown }
+    pub fn new(daemon: Arc<Daemon>, urls: Arc<Urls>, shutdown: watch::Receiver<bool>) -> Self {
+        Self { daemon, urls, shutdown }
     }
 }
 
@@ -224,22 +226,25 @@ impl RuntimeService for Service {
         Ok(Response::new(self.daemon.events.listen(self.shutdown.clone())))
     }
 
-    // -- Processes inside, and streaming: exec.rs --
+    // -- Processes inside: exec.rs, and with streams: streaming/ --
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         Ok(Response::new(exec::sync(&self.daemon, request.into_inner()).await?))
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(exec::streaming("Exec").into())
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let url = streaming::exec(&self.daemon, &self.urls, request.into_inner())?;
+        Ok(Response::new(ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(exec::streaming("Attach").into())
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let url = streaming::attach(&self.daemon, &self.urls, request.get_ref())?;
+        Ok(Response::new(AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(exec::streaming("PortForward").into())
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let url = streaming::port_forward(&self.daemon, &self.urls, request.get_ref())?;
+        Ok(Response::new(PortForwardResponse { url }))
     }
 
     // -- Checkpoints: checkpoint/ --

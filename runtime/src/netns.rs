@@ -4,11 +4,13 @@
 //! last one has died. A short-lived thread makes it: unshare(2) of a network namespace concerns the calling
 //! thread alone, so no process has to be started and the daemon itself stays where it is.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::rtnetlink::Rtnetlink;
 use crate::{Failure, Step};
@@ -26,17 +28,44 @@ pub fn create(path: &Path) -> Result<(), Failure> {
         Mode::from_raw_mode(0o444),
     )
     .map_err(failed)?;
-    let made = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".to_owned()).stack_size(64 << 10);
-        let thread = thread
-            .spawn_scoped(scope, || pin(path))
-            .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;
-        thread.join().unwrap_or_else(|_| Err(Failure::because(Step::Namespace, "the netns thread panicked")))
-    });
+    let made = in_a_thread(path, || pin(path));
     if made.is_err() {
         let _ = remove(path);
     }
     made
+}
+
+/// A TCP socket in the network namespace pinned on `path`, or where there is none in the caller's; non-blocking and close-on-exec. A
+/// socket stays in its namespace, so whoever has it connects from there without being there.
+pub fn tcp_socket(path: Option<&Path>, ipv6: bool) -> Result<OwnedFd, Failure> {
+    let family = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let make = || {
+        rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|errno| Failure::os(Step::Network, errno).with_message("make a socket"))
+    };
+    let Some(path) = path else { return make() };
+    let failed = |errno| Failure::at(Step::Namespace, errno, path);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let namespace = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
+    in_a_thread(path, || {
+        // It fails with EINVAL on what is no namespace.
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| failed(Errno::from_raw_os_error(errno as i32)))?;
+        make()
+    })
+}
+
+/// Does what moves the calling thread, in one that ends with it.
+fn in_a_thread<T: Send>(path: &Path, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+    let failed = |errno| Failure::at(Step::Namespace, errno, path);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".to_owned()).stack_size(64 << 10);
+        let thread = thread
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;
+        thread.join().unwrap_or_else(|_| Err(Failure::because(Step::Namespace, "the netns thread panicked")))
+    })
 }
 
 /// Unpins the namespace and removes its file. What is gone already is no error. The kernel takes the namespace down, with

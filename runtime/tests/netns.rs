@@ -51,6 +51,33 @@ fn a_namespace_is_pinned_with_its_loopback_up_and_goes_without_a_trace() {
 }
 
 #[test]
+fn a_socket_is_in_the_namespace_it_was_made_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("netns");
+    netns::create(&path).unwrap();
+    let listening = |at: Option<&std::path::Path>| {
+        let socket = netns::tcp_socket(at, false).unwrap();
+        rustix::net::bind(&socket, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        rustix::net::listen(&socket, 1).unwrap();
+        std::net::TcpListener::from(socket)
+    };
+    let (inside, outside) = (listening(Some(&path)), listening(None));
+    let reach = |at: Option<&std::path::Path>, listener: &std::net::TcpListener| {
+        let socket = netns::tcp_socket(at, false).unwrap();
+        rustix::io::ioctl_fionbio(&socket, false).unwrap();
+        rustix::net::connect(&socket, &listener.local_addr().unwrap())
+    };
+    reach(Some(&path), &inside).unwrap();
+    reach(None, &outside).unwrap();
+    let nobody = rustix::io::Errno::CONNREFUSED;
+    // Another namespace's port of the same number is another port; one may be taken by somebody else out here.
+    assert_eq!(reach(Some(&path), &outside).err(), Some(nobody));
+    assert!(netns::tcp_socket(Some(&path), true).is_ok());
+    netns::remove(&path).unwrap();
+    assert!(netns::tcp_socket(Some(&path), false).is_err());
+}
+
+#[test]
 fn a_file_that_pins_nothing_is_removed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("netns");

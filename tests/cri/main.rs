@@ -2,6 +2,7 @@
 
 mod absurd;
 mod apparmor;
+mod attach;
 mod bad_input;
 mod checkpoint;
 mod containers;
@@ -23,7 +24,9 @@ mod namespaces;
 mod network;
 mod person;
 mod pods;
+mod port_forward;
 mod stats;
 mod stdin;
+mod streaming;
 mod user_namespaces;
 mod wire;

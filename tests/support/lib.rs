@@ -19,6 +19,7 @@ pub mod raw;
 pub mod root;
 pub mod skip;
 pub mod snapshot;
+pub mod streaming;
 pub mod stub_plugin;
 pub mod watch;
 

@@ -46,6 +46,7 @@ pub use pod::{
     APPARMOR_PROFILE, CgroupDriver, CgroupParent, Defaults, Dns, HandlerRules, Pod, PodMetadata, PodSecurity,
     PortMapping, PrivilegedDevices,
 };
+pub(crate) use process::DEFAULT_TERM;
 pub use resources::Resources;
 pub use security::{AppArmor, MASKED_PATHS, READONLY_PATHS, SeLinux, Seccomp};
 pub use signals::StopSignal;

@@ -13,7 +13,7 @@ use crate::error::Error;
 /// The PATH of a container whose image and request give none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The TERM of a container with a terminal.
-const DEFAULT_TERM: &str = "TERM=xterm";
+pub(crate) const DEFAULT_TERM: &str = "TERM=xterm";
 
 /// The container's own process.
 pub(super) fn to_oci(inputs: &ContainerInputs<'_>) -> Result<Process, Error> {

@@ -1,0 +1,118 @@
+//! A client at the stdio of a container that runs, or is about to.
+//!
+//! ```text
+//! client <--> daemon <--pipes--> monitor <--> container's pipes or terminal
+//! ```
+//!
+//! The monitor has the container's own pipes, since it writes the log; it copies what comes from now on to the client's and never waits
+//! for it: a client that reads too slowly is dropped there. What was written before is in the log.
+//!
+//! Unlike containerd it takes a container that is created and not started, so that nothing of its output need be missed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::monitor::protocol::Op;
+use tokio::sync::watch;
+
+use super::client::Client;
+use super::sizes::Size;
+use super::status::Outcome;
+use super::stdio::{self, Sink, Source, ours, pass_on, type_in};
+use super::tickets::Streams;
+use crate::container::{attachable_monitor, client_error, find};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::ids;
+use crate::monitor_client::{ClientError, MonitorClient};
+use crate::pod::PodHandle;
+
+/// Longer than any container lives.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// The daemon's ends.
+struct Attached {
+    monitor: MonitorClient,
+    pod: PodHandle,
+    stdin: Option<Sink>,
+    stdout: Option<Source>,
+    stderr: Option<Source>,
+}
+
+/// Carries what the client types and the container writes until the container's output ends or the client leaves.
+pub(super) async fn run(daemon: &Arc<Daemon>, container: &str, streams: Streams, mut client: Client) {
+    let attached = attach(daemon, container, streams).await;
+    client.ready().await;
+    let Client { stdin, stdout, stderr, sizes, connection } = client;
+    let outcome = match attached {
+        Err(error) => {
+            let sentence = error.sentence();
+            tracing::info!(container, error = sentence, "a container cannot be attached to");
+            Outcome::Failed(format!("error attaching to container: {sentence}"))
+        }
+        Ok(Attached { monitor, pod, stdin: sink, stdout: source, stderr: error_source }) => {
+            let silent = source.is_none() && error_source.is_none();
+            let output = async {
+                tokio::join!(pass_on(source, stdout), pass_on(error_source, stderr));
+                if silent {
+                    pod.wait_exit(container, FOREVER).await;
+                }
+            };
+            let input = async {
+                tokio::join!(type_in(stdin, sink), resize(&monitor, container, streams.tty, sizes));
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = output => {}
+                () = input => {}
+                () = connection.gone() => {}
+            }
+            Outcome::Success
+        }
+    };
+    connection.finish(&outcome).await;
+}
+
+async fn attach(daemon: &Arc<Daemon>, container: &str, streams: Streams) -> Result<Attached, Error> {
+    let found = find(daemon, container)?;
+    let monitor = attachable_monitor(&found)?;
+    let failed = |source: std::io::Error| Error::internal(format!("attach to container {container}"), source);
+    let mut fds = Vec::new();
+    let stdin = ours(streams.stdin, stdio::input_pipe, &mut fds).map_err(failed)?;
+    let stdout = ours(streams.stdout, stdio::output_pipe, &mut fds).map_err(failed)?;
+    let stderr = ours(streams.stderr, stdio::output_pipe, &mut fds).map_err(failed)?;
+    let op = Op::Attach {
+        container: container.to_owned(),
+        attach: ids::random()?,
+        stdin: streams.stdin,
+        stdout: streams.stdout,
+        stderr: streams.stderr,
+    };
+    monitor.request(op, fds).await.map_err(|error| client_error(&found, error))?;
+    Ok(Attached { monitor, pod: found.pod.clone(), stdin, stdout, stderr })
+}
+
+/// Keeps the container's terminal at the size of the client's that changed last.
+async fn resize(
+    monitor: &MonitorClient,
+    container: &str,
+    tty: bool,
+    mut sizes: watch::Receiver<Option<Size>>,
+) {
+    if !tty {
+        return;
+    }
+    loop {
+        let size = *sizes.borrow_and_update();
+        if let Some(Size { width, height }) = size {
+            let op = Op::Resize { container: container.to_owned(), width, height };
+            match monitor.order(op).await {
+                Ok(()) | Err(ClientError::Gone) => {}
+                Err(error) => tracing::debug!(%error, "resize a container's terminal"),
+            }
+        }
+        if sizes.changed().await.is_err() {
+            return;
+        }
+    }
+}
