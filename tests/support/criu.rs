@@ -43,7 +43,7 @@ impl Criu {
 fn find() -> Result<PathBuf, String> {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.criu-cache/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // In the virtual machine it is where the image has it.
+    // Where an image of a virtual machine may have it.
     let places = [unpacked, PathBuf::from("/opt/criu/bin")].into_iter().chain(std::env::split_paths(&path));
     let mut reason = "no criu: tests/deps.sh criu fetches one".to_owned();
     for directory in places.filter(|directory| directory.join("criu").is_file()) {

@@ -36,12 +36,6 @@ printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\
 printf 'root:x:0:\ntty:x:5:\n' >"$image/etc/group"
 echo '127.0.0.1 localhost' >"$image/etc/hosts"
 cp -a "$cache/modules" "$image/modules"
-if [ -e .criu-cache/complete ]; then
-    mkdir -p "$image/opt" "$image/etc/criu"
-    cp -a .criu-cache "$image/opt/criu"
-    # There is no iptables, which criu would lock the network with.
-    echo 'network-lock nftables' >"$image/etc/criu/runc.conf"
-fi
 install -m 0755 tests/vm/guest-init.sh "$image/init"
 echo "$*" >"$image/job/arguments"
 
