@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::request::RemoteCommand;
 use super::sizes::Size;
+use super::spdy::{Stream, WriteHalf};
 use super::status::Outcome;
 use super::tickets::Streams;
-use super::websocket;
+use super::{remote_spdy, websocket};
 
 /// How much room a buffer has in front of what is sent.
 pub(super) const HEAD_BYTES: usize = 1;
@@ -36,6 +37,8 @@ pub(super) struct Client {
 pub(super) enum Input {
     /// Messages of the channel.
     WebSocket(mpsc::Receiver<Bytes>),
+    /// A stream.
+    Spdy(Stream),
 }
 
 /// Where output goes. Dropping it says that no more will come, where the protocol has a word for that.
@@ -43,6 +46,8 @@ pub(super) enum Input {
 pub(super) enum Output {
     /// A channel.
     WebSocket(websocket::Channel),
+    /// A stream.
+    Spdy(WriteHalf),
 }
 
 /// A connection, to be told how the session ended.
@@ -50,6 +55,8 @@ pub(super) enum Output {
 pub(super) enum Connection {
     /// Channels in messages.
     WebSocket(websocket::Connection),
+    /// Streams.
+    Spdy(remote_spdy::Connection),
 }
 
 /// The client at the other end of an upgraded connection. None: it has left already.
@@ -58,6 +65,7 @@ pub(super) async fn open(upgraded: Upgraded, protocol: RemoteCommand, streams: S
         RemoteCommand::WebSocket(format) => {
             Some(websocket::open(websocket::accept(upgraded).await, format, streams))
         }
+        RemoteCommand::Spdy(format) => remote_spdy::open(upgraded, format, streams).await,
     }
 }
 
@@ -67,6 +75,8 @@ impl Client {
         let told = match (self.stdout.as_mut().or(self.stderr.as_mut()), &mut self.connection) {
             (Some(Output::WebSocket(channel)), _) => channel.ready().await,
             (None, Connection::WebSocket(connection)) => connection.ready().await,
+            // The answers to its streams have told it.
+            (_, Connection::Spdy(_)) | (Some(Output::Spdy(_)), _) => Ok(()),
         };
         if let Err(error) = told {
             tracing::debug!(%error, "the client left before its session began");
@@ -79,6 +89,7 @@ impl Input {
     pub(super) async fn read(&mut self) -> Option<Bytes> {
         match self {
             Self::WebSocket(messages) => messages.recv().await,
+            Self::Spdy(stream) => remote_spdy::read(stream).await,
         }
     }
 }
@@ -91,6 +102,7 @@ impl Output {
     pub(super) async fn send(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
         match self {
             Self::WebSocket(channel) => channel.send(buffer).await,
+            Self::Spdy(stream) => remote_spdy::send(stream, buffer).await,
         }
     }
 }
@@ -98,8 +110,17 @@ impl Output {
 impl Connection {
     /// Returns when the client is gone.
     pub(super) fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
-        match self {
-            Self::WebSocket(connection) => connection.gone(),
+        let (websocket, spdy) = match self {
+            Self::WebSocket(connection) => (Some(connection.gone()), None),
+            Self::Spdy(connection) => (None, Some(connection.gone())),
+        };
+        async move {
+            if let Some(gone) = websocket {
+                gone.await;
+            }
+            if let Some(gone) = spdy {
+                gone.await;
+            }
         }
     }
 
@@ -107,6 +128,7 @@ impl Connection {
     pub(super) async fn finish(self, outcome: &Outcome) {
         match self {
             Self::WebSocket(connection) => connection.finish(outcome).await,
+            Self::Spdy(connection) => connection.finish(outcome).await,
         }
     }
 }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::debug_span;
 
 use super::request::PortForward;
-use super::{forward_websocket, websocket};
+use super::{forward_spdy, forward_websocket, websocket};
 use crate::check;
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
@@ -71,6 +72,11 @@ pub(super) async fn run(
     match protocol {
         PortForward::WebSocket { base64 } => {
             forward_websocket::run(websocket::accept(upgraded).await, base64, ports, &target).await;
+        }
+        PortForward::Spdy => forward_spdy::run(TokioIo::new(upgraded), &target).await,
+        PortForward::Tunnel => {
+            let tunnel = forward_spdy::Tunnel::new(websocket::accept(upgraded).await);
+            forward_spdy::run(tunnel, &target).await;
         }
     }
 }

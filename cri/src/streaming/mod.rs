@@ -20,9 +20,10 @@
 //! | [`request`] | from a request's headers to a protocol, or to a refusal |
 //! | [`client`] | the streams of exec and attach, whatever carries them |
 //! | [`websocket`] | channels in WebSocket messages |
-//! | [`spdy`] | SPDY/3.1, not used yet |
 //! | [`exec`], [`attach`], [`forward`] | what is done with them |
+//! | [`remote_spdy`] | the streams of exec and attach over SPDY; [`spdy`] is the protocol below |
 //! | [`forward_websocket`] | port-forward in WebSocket messages |
+//! | [`forward_spdy`] | port-forward over SPDY, and that in WebSocket messages |
 //! | [`stdio`] | the daemon's ends of a process's stdin, stdout and stderr, or of its terminal |
 //! | [`sizes`], [`status`] | the two formats of JSON inside |
 //!
@@ -33,7 +34,9 @@ mod calls;
 mod client;
 mod exec;
 mod forward;
+mod forward_spdy;
 mod forward_websocket;
+mod remote_spdy;
 mod request;
 mod server;
 mod sizes;

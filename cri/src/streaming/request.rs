@@ -5,6 +5,9 @@
 //! | WebSocket, a subprotocol we have | 101 with it |
 //! | WebSocket, none named | 101: the first, binary version, as browsers expect |
 //! | WebSocket, only others | 400, naming ours |
+//! | SPDY/3.1, a protocol we have (X-Stream-Protocol-Version) | 101 with it |
+//! | SPDY/3.1 for exec or attach, none named | 101: the first version |
+//! | SPDY/3.1, only others | 400, naming ours |
 //! | anything else | 400 |
 
 use http::header::{
@@ -15,7 +18,7 @@ use http::{Response, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::forward_websocket::MAX_PORTS;
-use super::websocket;
+use super::{remote_spdy, websocket};
 
 /// Subprotocols of exec and attach.
 const REMOTE_COMMAND: [(&str, websocket::Format); 6] = [
@@ -28,10 +31,32 @@ const REMOTE_COMMAND: [(&str, websocket::Format); 6] = [
 ];
 
 /// Subprotocols of port-forward.
-const PORT_FORWARD: [(&str, PortForward); 2] = [
+const PORT_FORWARD: [(&str, PortForward); 3] = [
+    ("SPDY/3.1+portforward.k8s.io", PortForward::Tunnel),
     ("v4.channel.k8s.io", PortForward::WebSocket { base64: false }),
     ("v4.base64.channel.k8s.io", PortForward::WebSocket { base64: true }),
 ];
+
+/// What SPDY is called in `Upgrade`.
+const SPDY: &str = "SPDY/3.1";
+
+/// Names the protocols that a SPDY client offers, and the one that was chosen.
+static STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// Versions of exec and attach over SPDY.
+const REMOTE_COMMAND_SPDY: [(&str, remote_spdy::Format); 5] = [
+    ("v5.channel.k8s.io", remote_spdy::Format { resize: true, json_status: true }),
+    ("v4.channel.k8s.io", remote_spdy::Format { resize: true, json_status: true }),
+    ("v3.channel.k8s.io", remote_spdy::Format { resize: true, json_status: false }),
+    ("v2.channel.k8s.io", FIRST_SPDY),
+    ("channel.k8s.io", FIRST_SPDY),
+];
+
+/// What a SPDY client speaks that names no version.
+const FIRST_SPDY: remote_spdy::Format = remote_spdy::Format { resize: false, json_status: false };
+
+/// The protocol of port-forward over SPDY.
+const PORT_FORWARD_SPDY: [(&str, PortForward); 1] = [("portforward.k8s.io", PortForward::Spdy)];
 
 /// What a WebSocket client speaks that names no subprotocol.
 const UNNAMED: websocket::Format = websocket::Format { base64: false, half_close: false, json_status: false };
@@ -50,6 +75,8 @@ pub(super) struct Upgrade<P> {
 pub(super) enum RemoteCommand {
     /// Messages.
     WebSocket(websocket::Format),
+    /// Streams.
+    Spdy(remote_spdy::Format),
 }
 
 /// What carries port-forward.
@@ -60,6 +87,10 @@ pub(super) enum PortForward {
         /// Channel and data are text.
         base64: bool,
     },
+    /// Two streams a connection.
+    Spdy,
+    /// The same in WebSocket messages.
+    Tunnel,
 }
 
 /// Why there is no upgrade.
@@ -107,14 +138,20 @@ impl<P> Upgrade<P> {
 
 /// What exec and attach are to be carried by.
 pub(super) fn remote_command(headers: &HeaderMap) -> Result<Upgrade<RemoteCommand>, Refusal> {
-    wants_websocket(headers)?;
+    if wants_spdy(headers)? {
+        let (headers, format) = spdy_handshake(headers, &REMOTE_COMMAND_SPDY, Some(FIRST_SPDY))?;
+        return Ok(Upgrade { headers, protocol: RemoteCommand::Spdy(format) });
+    }
     let (headers, format) = websocket_handshake(headers, &REMOTE_COMMAND, UNNAMED)?;
     Ok(Upgrade { headers, protocol: RemoteCommand::WebSocket(format) })
 }
 
 /// What port-forward is to be carried by. `ports` is how many the CRI request named, which messages need.
 pub(super) fn port_forward(headers: &HeaderMap, ports: usize) -> Result<Upgrade<PortForward>, Refusal> {
-    wants_websocket(headers)?;
+    if wants_spdy(headers)? {
+        let (headers, protocol) = spdy_handshake(headers, &PORT_FORWARD_SPDY, None)?;
+        return Ok(Upgrade { headers, protocol });
+    }
     let unnamed = PortForward::WebSocket { base64: false };
     let (headers, protocol) = websocket_handshake(headers, &PORT_FORWARD, unnamed)?;
     if matches!(protocol, PortForward::WebSocket { .. }) && !(1..=MAX_PORTS).contains(&ports) {
@@ -126,16 +163,41 @@ pub(super) fn port_forward(headers: &HeaderMap, ports: usize) -> Result<Upgrade<
     Ok(Upgrade { headers, protocol })
 }
 
-fn wants_websocket(headers: &HeaderMap) -> Result<(), Refusal> {
+/// True for SPDY, false for WebSocket.
+fn wants_spdy(headers: &HeaderMap) -> Result<bool, Refusal> {
     if !has(headers, &CONNECTION, "upgrade") {
         return Err(Refusal::bad(
             "this URL is for a connection that is upgraded: it needs `Connection: Upgrade`",
         ));
     }
-    if !has(headers, &UPGRADE, "websocket") {
-        return Err(Refusal::bad("a connection can be upgraded to websocket"));
+    match () {
+        () if has(headers, &UPGRADE, "websocket") => Ok(false),
+        () if has(headers, &UPGRADE, SPDY) => Ok(true),
+        () => Err(Refusal::bad("a connection can be upgraded to websocket or SPDY/3.1")),
     }
-    Ok(())
+}
+
+/// The answer to a SPDY client, and what `known` has for the first of its protocols that is in it. One that names none gets `unnamed`.
+fn spdy_handshake<P: Copy>(
+    headers: &HeaderMap,
+    known: &[(&'static str, P)],
+    unnamed: Option<P>,
+) -> Result<(Vec<(HeaderName, HeaderValue)>, P), Refusal> {
+    let mut answer =
+        vec![(CONNECTION, HeaderValue::from_static("Upgrade")), (UPGRADE, HeaderValue::from_static(SPDY))];
+    let mut offered = list(headers, &STREAM_PROTOCOL).peekable();
+    if let (None, Some(unnamed)) = (offered.peek(), unnamed) {
+        return Ok((answer, unnamed));
+    }
+    let found = offered.find_map(|offered| known.iter().find(|(name, _)| *name == offered));
+    let Some(&(name, protocol)) = found else { return Err(unknown(known)) };
+    answer.push((STREAM_PROTOCOL.clone(), HeaderValue::from_static(name)));
+    Ok((answer, protocol))
+}
+
+fn unknown<P>(known: &[(&'static str, P)]) -> Refusal {
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    Refusal::bad(format!("none of the offered subprotocols is known; supported are {}", names.join(", ")))
 }
 
 /// The answer to a handshake (RFC 6455, 4.2), and what `known` has for the first of the client's subprotocols that is in it.
@@ -160,13 +222,7 @@ fn websocket_handshake<P: Copy>(
         return Ok((answer, unnamed));
     }
     let found = offered.find_map(|offered| known.iter().find(|(name, _)| *name == offered));
-    let Some(&(name, protocol)) = found else {
-        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-        return Err(Refusal::bad(format!(
-            "none of the offered subprotocols is known; supported are {}",
-            names.join(", ")
-        )));
-    };
+    let Some(&(name, protocol)) = found else { return Err(unknown(known)) };
     answer.push((SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name)));
     Ok((answer, protocol))
 }
@@ -210,7 +266,7 @@ mod tests {
         lines.push(("sec-websocket-protocol", "v9.channel.k8s.io, v4.channel.k8s.io"));
         lines.push(("sec-websocket-protocol", "v5.channel.k8s.io"));
         let upgrade = remote_command(&headers(&lines)).unwrap();
-        let RemoteCommand::WebSocket(format) = upgrade.protocol;
+        let RemoteCommand::WebSocket(format) = upgrade.protocol else { panic!("{upgrade:?}") };
         assert!(format.json_status && !format.half_close);
         let response = upgrade.response();
         assert_eq!(response.status(), 101);
@@ -247,5 +303,33 @@ mod tests {
         let mut lines = WEBSOCKET.to_vec();
         lines[2].1 = "12";
         assert!(remote_command(&headers(&lines)).is_err());
+    }
+
+    #[test]
+    fn spdy_is_negotiated_by_a_header_of_its_own() {
+        let lines = |versions: &[&'static str]| {
+            let versions = versions.iter().map(|version| ("x-stream-protocol-version", *version));
+            headers(
+                &[("connection", "Upgrade"), ("upgrade", "SPDY/3.1")]
+                    .into_iter()
+                    .chain(versions)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let upgrade =
+            remote_command(&lines(&["v9.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"])).unwrap();
+        assert_eq!(
+            upgrade.protocol,
+            RemoteCommand::Spdy(remote_spdy::Format { resize: true, json_status: true })
+        );
+        assert_eq!(upgrade.response().headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
+        assert_eq!(upgrade.response().headers()["upgrade"], "SPDY/3.1");
+        assert_eq!(remote_command(&lines(&[])).unwrap().protocol, RemoteCommand::Spdy(FIRST_SPDY));
+        assert!(
+            remote_command(&lines(&["v9.channel.k8s.io"])).unwrap_err().text.contains("v5.channel.k8s.io")
+        );
+        let forward = port_forward(&lines(&["portforward.k8s.io"]), 0).unwrap();
+        assert_eq!(forward.protocol, PortForward::Spdy, "its ports are told later");
+        assert!(port_forward(&lines(&[]), 0).is_err());
     }
 }
