@@ -29,6 +29,7 @@ demo: ## Runs a pod from a directory before your eyes, then cleans up
 test: ## Runs every test lane, on this kernel and in a virtual machine
 	@tests/deps.sh build test
 	@tests/deps.sh peers vm criu
+	@tests/kubectl.sh
 	cargo build --quiet --workspace --bins
 	@tests/lanes.sh unit oci cri survival vm
 

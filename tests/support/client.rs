@@ -94,19 +94,22 @@ calls! {
     image image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
 }
 
+/// A connection to the socket at `path`.
+pub(crate) async fn connect(path: PathBuf) -> Result<Channel> {
+    let shown = path.display().to_string();
+    let connector = service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connector).await.with_context(|| format!("connect to {shown}"))
+}
+
 impl Client {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<Self> {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let socket = path.to_owned();
-        let connector = service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost");
-        let channel = tokio
-            .block_on(endpoint.connect_with_connector(connector))
-            .with_context(|| format!("connect to {}", path.display()))?;
+        let channel = tokio.block_on(connect(path.to_owned()))?;
         let runtime = RuntimeServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);

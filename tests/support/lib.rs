@@ -6,6 +6,7 @@
 //! cgroup) contains the node's unique name, so a snapshot of one test never sees another's work.
 #![forbid(unsafe_code)]
 
+pub mod apiserver;
 pub mod binaries;
 pub mod client;
 pub mod criu;
@@ -19,10 +20,12 @@ pub mod raw;
 pub mod root;
 pub mod skip;
 pub mod snapshot;
+pub mod spdy;
 pub mod streaming;
 pub mod stub_plugin;
 pub mod watch;
 
+pub use apiserver::ApiServer;
 pub use client::{Client, Events, ExecOutput};
 pub use criu::Criu;
 pub use deadline::{Deadline, seconds};
