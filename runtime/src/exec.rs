@@ -200,6 +200,13 @@ fn prepare(
         }
         Stdio::Inherit | Stdio::Fds { .. } => (None, None),
     };
-    let program = launch::become_process(launch, stdio.streams(peer)?, link)??;
-    Ok((program, master))
+    let program = stdio.streams(peer).and_then(|streams| launch::become_process(launch, streams, link)?);
+    match program {
+        Ok(program) => Ok((program, master)),
+        Err(failure) => {
+            // Closing it would hang the terminal up, and SIGHUP kill this process before it has told why it fails.
+            std::mem::forget(master);
+            Err(failure)
+        }
+    }
 }
