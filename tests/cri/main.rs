@@ -24,6 +24,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod person;
+mod person_streams;
 mod pods;
 mod port_forward;
 mod spdy;

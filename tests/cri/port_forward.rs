@@ -16,7 +16,12 @@ fn url(pod: &Pod, ports: &[u16]) -> anyhow::Result<String> {
 }
 
 /// Listens inside the pod; each connection is served by `serve` in a thread.
-fn serve(node: &Node, pod: &Pod, address: &'static str, serve: fn(TcpStream)) -> anyhow::Result<u16> {
+pub(super) fn serve(
+    node: &Node,
+    pod: &Pod,
+    address: &'static str,
+    serve: fn(TcpStream),
+) -> anyhow::Result<u16> {
     let netns = node.path().join("run/pods").join(&pod.id).join("netns");
     let listener = std::thread::spawn(move || -> anyhow::Result<TcpListener> {
         let netns = std::fs::File::open(netns)?;
@@ -33,7 +38,7 @@ fn serve(node: &Node, pod: &Pod, address: &'static str, serve: fn(TcpStream)) ->
     Ok(port)
 }
 
-fn echo(mut stream: TcpStream) {
+pub(super) fn echo(mut stream: TcpStream) {
     let mut buffer = vec![0; 65536];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {

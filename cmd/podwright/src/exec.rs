@@ -10,12 +10,19 @@ use k8s_cri::v1;
 use crate::Outcome;
 use crate::client::Client;
 use crate::names;
+use crate::session::{self, Ended, Wanted};
 
 /// Arguments of `exec`.
 #[derive(Args)]
 pub(crate) struct ExecArguments {
-    /// Kill the command after so many seconds; 0: never.
-    #[arg(long, default_value_t = 0)]
+    /// Pass stdin on to it.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal.
+    #[arg(short, long)]
+    tty: bool,
+    /// Kill the command after so many seconds and print what it wrote at its end; 0: never.
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["interactive", "tty"])]
     timeout: u32,
     /// The container, or the pod of a single one: name, id or the beginning of one.
     container: String,
@@ -24,9 +31,27 @@ pub(crate) struct ExecArguments {
     command: Vec<String>,
 }
 
-/// Runs a command to its end, prints what it wrote and exits with its code.
+/// Runs a command to its end, prints what it writes and exits with its code.
 pub(crate) async fn exec(mut client: Client, arguments: ExecArguments) -> Outcome {
     let container = names::find_container(&mut client, &arguments.container).await?;
+    if arguments.timeout == 0 {
+        let wanted = Wanted { stdin: arguments.interactive, tty: arguments.tty };
+        let request = v1::ExecRequest {
+            container_id: container.id,
+            cmd: arguments.command,
+            tty: wanted.tty,
+            stdin: wanted.stdin,
+            stdout: true,
+            stderr: !wanted.tty,
+        };
+        let url = client.runtime.exec(request).await?.into_inner().url;
+        let socket = session::connect(&url, "v5.channel.k8s.io").await?;
+        return Ok(exit_code(match session::carry(socket, wanted).await? {
+            Ended::Code(code) => code,
+            Ended::Detached => 0,
+            Ended::Signalled(signal) => 128 + signal,
+        }));
+    }
     let request = v1::ExecSyncRequest {
         container_id: container.id,
         cmd: arguments.command,

@@ -4,6 +4,7 @@
 //! daemon. A verb is one file; this one holds the command line and turns an error into one line.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod client;
 mod doctor;
 mod exec;
@@ -12,9 +13,12 @@ mod list;
 mod logs;
 mod names;
 mod output;
+mod port_forward;
 mod remove;
 mod rootfs;
 mod run;
+mod session;
+mod terminal;
 mod watch;
 
 use std::path::PathBuf;
@@ -53,6 +57,10 @@ enum Verb {
     Logs(logs::LogsArguments),
     /// Run one more command in a running container.
     Exec(exec::ExecArguments),
+    /// Show a running container's output and type into it; ctrl-p ctrl-q leaves its terminal.
+    Attach(attach::AttachArguments),
+    /// Listen on local ports and forward them into a pod.
+    PortForward(port_forward::PortForwardArguments),
     /// Stop pods or containers.
     Stop(remove::StopArguments),
     /// Remove pods or containers.
@@ -112,6 +120,8 @@ async fn dispatch(arguments: Arguments) -> Outcome {
                 Verb::Pods(arguments) => list::pods(client, arguments, json).await,
                 Verb::Logs(arguments) => logs::logs(client, arguments).await,
                 Verb::Exec(arguments) => exec::exec(client, arguments).await,
+                Verb::Attach(arguments) => attach::attach(client, arguments).await,
+                Verb::PortForward(arguments) => port_forward::port_forward(client, arguments).await,
                 Verb::Stop(arguments) => remove::stop(client, arguments).await,
                 Verb::Rm(arguments) => remove::rm(client, arguments).await,
                 Verb::Inspect(arguments) => inspect::inspect(client, arguments).await,

@@ -18,7 +18,8 @@ use crate::Outcome;
 use crate::client::Client;
 use crate::exec::exit_code;
 use crate::logs::{Exit, Log};
-use crate::{output, remove};
+use crate::session::{self, Ended, Wanted};
+use crate::{attach, output, remove};
 
 /// The period of a CPU quota in microseconds: the kernel's default.
 const CPU_PERIOD_US: i64 = 100_000;
@@ -31,8 +32,14 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     rm: bool,
     /// Print the container's id and leave it running.
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
+    /// Pass stdin on to it.
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal; ctrl-p ctrl-q leaves it running.
+    #[arg(short, long)]
+    tty: bool,
     /// The pod's and the container's name.
     #[arg(long)]
     name: Option<String>,
@@ -116,21 +123,22 @@ pub(crate) async fn run(mut client: Client, arguments: RunArguments) -> Outcome 
     };
     let result = Box::pin(run_container(&mut client, &arguments, &pod, pod_config, container_config)).await;
     // A pod that could not run its command is of no use to anybody; one that did is kept unless --rm says otherwise.
-    if (arguments.rm && !arguments.detach) || result.is_err() {
+    let goes_on = matches!(result, Ok(None));
+    if (arguments.rm && !goes_on) || result.is_err() {
         remove::remove_pod(&mut client, &pod).await.with_context(|| format!("remove pod {pod}"))?;
         remove_log(&log_directory);
     }
-    result
+    Ok(result?.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// Creates and starts the container, and sees it through unless it is detached.
+/// Creates and starts the container, and sees it through to its exit code. None: it was left running, as was wished.
 async fn run_container(
     client: &mut Client,
     arguments: &RunArguments,
     pod: &str,
     pod_config: v1::PodSandboxConfig,
     config: v1::ContainerConfig,
-) -> Outcome {
+) -> Result<Option<ExitCode>> {
     let log_path = Path::new(&pod_config.log_directory).join(&config.log_path);
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: pod.to_owned(),
@@ -140,11 +148,32 @@ async fn run_container(
     let container = client.runtime.create_container(request).await?.into_inner().container_id;
     // Subscribed before it starts: its end cannot come unseen.
     let exit = Exit::subscribe(client, &container).await?;
+    let wanted = Wanted { stdin: arguments.interactive, tty: arguments.tty };
+    let mut attached = None;
+    if wanted.stdin || wanted.tty {
+        // Before it starts, so that nothing it writes is missed.
+        let url = attach::url(client, &container, wanted).await?;
+        let mut socket = session::connect(&url, "v5.channel.k8s.io").await?;
+        session::ready(&mut socket).await?;
+        attached = Some(socket);
+    }
     let start = v1::StartContainerRequest { container_id: container.clone() };
     client.runtime.start_container(start).await?;
     if arguments.detach {
         output::line(&container);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(None);
+    }
+    if let Some(socket) = attached {
+        match session::carry(socket, wanted).await? {
+            Ended::Detached => {
+                output::line(&container);
+                return Ok(None);
+            }
+            Ended::Signalled(_) => remove::stop_pod(client, pod, 10).await?,
+            Ended::Code(_) => {}
+        }
+        exit.wait().await?;
+        return code_of(client, arguments, &container).await.map(Some);
     }
     let mut log = Log::open(&log_path, false)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -154,7 +183,12 @@ async fn run_container(
         _ = interrupt.recv() => stop_and_print(client, pod, &mut log).await?,
         _ = terminate.recv() => stop_and_print(client, pod, &mut log).await?,
     }
-    let status = client.container_status(&container, false).await?.status.unwrap_or_default();
+    code_of(client, arguments, &container).await.map(Some)
+}
+
+/// The exit code of a container that has ended.
+async fn code_of(client: &mut Client, arguments: &RunArguments, container: &str) -> Outcome {
+    let status = client.container_status(container, false).await?.status.unwrap_or_default();
     if status.reason == "OOMKilled" {
         output::error(&format!("podwright: {} was killed for going over its memory limit", arguments.rootfs));
     }
@@ -256,6 +290,9 @@ fn container_config(arguments: &RunArguments, image_ref: &str) -> Result<v1::Con
         }),
         command: arguments.entrypoint.iter().cloned().collect(),
         args: arguments.command.clone(),
+        stdin: arguments.interactive,
+        stdin_once: arguments.interactive,
+        tty: arguments.tty,
         working_dir: arguments.workdir.clone().unwrap_or_default(),
         envs: arguments.env.iter().map(|e| environment(e)).collect::<Result<_>>()?,
         mounts: arguments.volume.iter().map(|v| volume(v)).collect::<Result<_>>()?,
