@@ -6,7 +6,7 @@
 #   cri       podwrightd on this kernel, over CRI
 #   survival  daemons and monitors that are killed
 #   vm        oci, cri and survival again, on a Debian kernel with nothing but cgroup v2, AppArmor and
-#             every capability
+#             every capability; then systemd, in a guest where that is process 1
 #
 # A test that cannot run says why (tests/support/skip.rs) and is counted as skipped, not as passed.
 # LANE_ARGS is handed to every test program: LANE_ARGS=--test-threads=1, or part of a test's name.

@@ -1,5 +1,6 @@
 //! `wright`, the OCI command line, on the real kernel.
 
+mod apparmor;
 mod checkpoint;
 mod command_line;
 mod compat;

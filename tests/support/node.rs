@@ -26,6 +26,8 @@ pub struct NodeOptions {
     pub extra_config: String,
     /// Lines for the table `[rootfs.aliases]`: a reference and the entry it names.
     pub aliases: Vec<(String, String)>,
+    /// Lets systemd make the cgroups, instead of the daemon.
+    pub systemd: bool,
     /// Puts the state directory on a tmpfs of so many bytes, which a test can fill.
     pub state_limit_bytes: Option<u64>,
     /// Lines for the table `[network]`. Without any, a node has no plugins, and its pods a loopback interface.
@@ -329,6 +331,7 @@ fn configuration(directory: &Path, unique: &str, options: &NodeOptions) -> Strin
     use std::fmt::Write as _;
 
     let path = |name: &str| format!("{:?}", directory.join(name).to_string_lossy());
+    let driver = if options.systemd { "systemd" } else { "cgroupfs" };
     let mut network = options.network.clone();
     for (key, value) in
         [("cni_bin_dirs", format!("[{}]", path("plugins"))), ("default", "\"loopback\"".to_owned())]
@@ -340,7 +343,7 @@ fn configuration(directory: &Path, unique: &str, options: &NodeOptions) -> Strin
     let network = network.join("\n");
     let mut text = format!(
         "[server]\nsocket = {}\n\n[paths]\nstate = {}\nrun = {}\n\n[network]\ncni_conf_dirs = [{}]\n{network}\n\n\
-         [cgroup]\ndriver = \"cgroupfs\"\nruntime = \"/{unique}\"\n\n[rootfs]\nroots = [{}]\n\n[rootfs.aliases]\n",
+         [cgroup]\ndriver = {driver:?}\nruntime = \"/{unique}\"\n\n[rootfs]\nroots = [{}]\n\n[rootfs.aliases]\n",
         path("run/podwright.sock"),
         path("state"),
         path("run"),
