@@ -28,6 +28,10 @@ impl Cgroup {
                 // Killed first, so that nothing frozen by v1 runs a single instruction more.
                 Ok(()) => return self.thaw_v1(),
                 Err(Errno::NODEV) => return Ok(()),
+                // systemd takes an empty scope away by itself: then nothing is left to kill, or to thaw.
+                Err(Errno::NOENT) if matches!(Events::open(dir), Err(Errno::NOENT | Errno::NODEV)) => {
+                    return Ok(());
+                }
                 // Kernels before 5.14, and threaded cgroups.
                 Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(dir.failed(errno, "cgroup.kill")),

@@ -420,6 +420,8 @@ impl Server {
         let Some(pidfd) = &container.pidfd else { return };
         let Some(end) = ended(pidfd) else { return };
         let at_ns = realtime_ns();
+        // At once: systemd takes an empty scope away, and with it the count.
+        let kills = container.cgroup.oom_kill_count();
         // How its start went was told before it exited, whichever of the two is seen first.
         if container.gate.as_ref().is_some_and(|gate| gate.opened) {
             self.gate_answered(number);
@@ -433,8 +435,9 @@ impl Server {
             tracing::warn!(container = container.id, %failure, "kill what the container's init left behind");
         }
         container.stdio.drain(&mut self.buffers);
-        container.oom = None;
-        let oom_kills = container.cgroup.oom_kill_count().is_some_and(|kills| kills > 0);
+        // What was noticed while it ran counts where the count is gone.
+        let seen = container.oom.take().map_or(0, |oom| oom.seen);
+        let oom_kills = kills.unwrap_or(0).max(seen) > 0;
         let id = container.id.clone();
         self.buffers_used();
         self.tell(Input::Exited { container: id, end, oom_kills, at_ns }, Vec::new());
