@@ -80,7 +80,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
         Arc::new(blocking(debug_span!("start"), move || Daemon::new(config)).await?)
     };
     cgroups::ensure_monitors(daemon.cgroup_place());
-    load_apparmor(daemon.clone());
+    let loading = load_apparmor(daemon.clone());
     daemon.networks.restore_pod_cidrs(&daemon.state);
     recover::recover(&daemon).await?;
     network::watch::first_look(&daemon).await;
@@ -147,17 +147,19 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     if own_socket {
         let _ = fs::remove_file(&config.server.socket);
     }
+    // The parser is not left running on its own; it has a deadline.
+    if let Some(loading) = loading {
+        let _ = loading.await;
+    }
     let _ = fs::remove_file(daemon.run.join(IDENTITY));
     cgroups::release_monitors(daemon.cgroup_place());
     Ok(())
 }
 
 /// Beside everything else: the parser may take seconds where the policy is new. Who needs the profile meanwhile waits for it.
-fn load_apparmor(daemon: Arc<Daemon>) {
-    if daemon.apparmor.enabled() {
-        // What is wrong has been logged, and is told by Status.
-        tokio::task::spawn_blocking(move || daemon.apparmor.ensure().ok());
-    }
+fn load_apparmor(daemon: Arc<Daemon>) -> Option<tokio::task::JoinHandle<()>> {
+    // What is wrong has been logged, and is told by Status.
+    daemon.apparmor.enabled().then(|| tokio::task::spawn_blocking(move || drop(daemon.apparmor.ensure())))
 }
 
 async fn run_server(
