@@ -53,6 +53,7 @@ run = "$demo/run"
 roots = ["$demo/roots"]
 [network]
 cni_conf_dirs = ["$demo/cni"]
+default = "loopback"
 [cgroup]
 driver = "cgroupfs"
 runtime = "/${demo##*/}"

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::network::bridge::leases::Range;
+
 use crate::check;
 use crate::translate::{HandlerRules, PrivilegedDevices};
 
@@ -178,12 +180,44 @@ pub struct Network {
     pub plugin_timeout_seconds: u64,
     /// The network of pods while there is no configuration.
     pub default: DefaultNetwork,
+    /// The built-in network.
+    pub bridge: BridgeNetwork,
+}
+
+/// The built-in network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BridgeNetwork {
+    /// The bridge's name, and its rules' table's.
+    pub name: String,
+    /// Addresses of pods; empty: none of IPv4.
+    pub ipv4: String,
+    /// Addresses of pods; empty: none of IPv6.
+    pub ipv6: String,
+    /// Whether what pods send elsewhere gets the host's address.
+    pub masquerade: bool,
+    /// The longest packet in bytes; 0: the kernel's choice.
+    pub mtu: u32,
+}
+
+impl Default for BridgeNetwork {
+    fn default() -> Self {
+        Self {
+            name: "podwright0".into(),
+            ipv4: "10.87.0.0/16".into(),
+            ipv6: String::new(),
+            masquerade: true,
+            mtu: 0,
+        }
+    }
 }
 
 /// The network of pods while there is no CNI configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DefaultNetwork {
+    /// The built-in bridge, as long as there is no CNI plugin either.
+    Bridge,
     /// A loopback interface and nothing else.
     Loopback,
     /// None: pods with a network of their own are refused, and the node is not ready.
@@ -196,7 +230,8 @@ impl Default for Network {
             cni_conf_dirs: vec!["/etc/cni/net.d".into()],
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             plugin_timeout_seconds: 60,
-            default: DefaultNetwork::Loopback,
+            default: DefaultNetwork::Bridge,
+            bridge: BridgeNetwork::default(),
         }
     }
 }
@@ -405,6 +440,7 @@ impl Config {
                 return value("network.cni_bin_dirs", "a directory's name must not have a colon");
             }
         }
+        self.check_bridge()?;
         if !(1..=3600).contains(&self.network.plugin_timeout_seconds) {
             return value("network.plugin_timeout_seconds", "expected 1 to 3600");
         }
@@ -444,6 +480,43 @@ impl Config {
                     "means something only with privileged_without_host_devices",
                 );
             }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    fn check_bridge(&self) -> Result<(), ConfigError> {
+        let bridge = &self.network.bridge;
+        let ranges =
+            [("network.bridge.ipv4", &bridge.ipv4, true), ("network.bridge.ipv6", &bridge.ipv6, false)];
+        for (key, text, v4) in ranges {
+            if text.is_empty() {
+                continue;
+            }
+            let range = Range::parse(text).map_err(|reason| ConfigError::Value { key, reason })?;
+            if range.gateway().address.is_ipv4() != v4 {
+                return value(key, format!("{text:?} is of the other family"));
+            }
+        }
+        if bridge.ipv4.is_empty() && bridge.ipv6.is_empty() {
+            return value("network.bridge", "one of ipv4 and ipv6 has to be given");
+        }
+        // IFNAMSIZ, and a part of paths below /proc/sys/net.
+        let name = &bridge.name;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty()
+            || name.len() > 15
+            || !name.chars().all(legal)
+            || !name.starts_with(|c: char| c.is_ascii_alphabetic())
+        {
+            return value(
+                "network.bridge.name",
+                "expected a link's name: a letter, then letters, digits, '-' and '_', 15 at most",
+            );
+        }
+        if bridge.mtu != 0 && !(1280..=65_535).contains(&bridge.mtu) {
+            return value("network.bridge.mtu", "expected 1280 to 65535, or 0");
         }
         Ok(())
     }
@@ -564,6 +637,11 @@ mod tests {
             ("[paths]\nstate = ''", "paths.state"),
             ("[cgroup]\nruntime = '/../x'", "cgroup.runtime"),
             ("[cgroup]\nruntime = '/'", "cgroup.runtime"),
+            ("[network.bridge]\nipv4 = '10.0.0.1/16'", "network.bridge.ipv4"),
+            ("[network.bridge]\nipv6 = '10.0.0.0/16'", "network.bridge.ipv6"),
+            ("[network.bridge]\nipv4 = ''", "network.bridge"),
+            ("[network.bridge]\nname = '../x'", "network.bridge.name"),
+            ("[network]\nplugin_timeout_seconds = 0", "network.plugin_timeout_seconds"),
             ("[runtime.handlers.x]\nlog_part_bytes = 1", "log_part_bytes"),
             ("[runtime.handlers.'a b']", "runtime.handlers"),
             (

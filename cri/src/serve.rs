@@ -81,7 +81,7 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     };
     cgroups::ensure_monitors(daemon.cgroup_place());
     let loading = load_apparmor(daemon.clone());
-    daemon.networks.restore_pod_cidrs(&daemon.state);
+    daemon.networks.restore(&daemon.state);
     recover::recover(&daemon).await?;
     network::watch::first_look(&daemon).await;
     let watching = tokio::spawn(network::watch::run(daemon.clone()));

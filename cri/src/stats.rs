@@ -17,13 +17,16 @@ use crate::check;
 use crate::container;
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
+use crate::network::IFNAME;
+use crate::network::bridge::links::{Traffic, traffic};
 use crate::pod::{ContainerView, PodView};
 use crate::records::now_ns;
 use crate::select;
 use crate::v1::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemIdentifier,
-    FilesystemUsage, IoUsage, LinuxPodSandboxStats, MemoryUsage, PodSandboxAttributes, PodSandboxStats,
-    PodSandboxStatsFilter, ProcessUsage, PsiData, PsiStats, SwapUsage, UInt64Value,
+    FilesystemUsage, IoUsage, LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage,
+    PodSandboxAttributes, PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, PsiData, PsiStats, SwapUsage,
+    UInt64Value,
 };
 
 /// The shortest time that a rate is computed over.
@@ -175,7 +178,7 @@ async fn of_pod(daemon: &Arc<Daemon>, view: &Arc<PodView>) -> Result<PodSandboxS
         linux: Some(LinuxPodSandboxStats {
             cpu: Some(cpu),
             memory: Some(memory),
-            network: None,
+            network: network(daemon, view, now).await,
             process: Some(ProcessUsage {
                 timestamp: now,
                 process_count: Some(UInt64Value { value: processes }),
@@ -185,6 +188,40 @@ async fn of_pod(daemon: &Arc<Daemon>, view: &Arc<PodView>) -> Result<PodSandboxS
         }),
         windows: None,
     })
+}
+
+/// What went through the links of the pod's own network namespace. None: it uses the host's, or it is not there any more.
+async fn network(daemon: &Arc<Daemon>, view: &PodView, now: i64) -> Option<NetworkUsage> {
+    if view.pod.namespaces.host_network() || !view.ready {
+        return None;
+    }
+    let netns = daemon.directories(&view.record.id).netns();
+    let links = blocking(debug_span!("network_stats"), move || {
+        traffic(&netns)
+            .map_err(|error| Error::internal(format!("read the links of {}", netns.display()), error))
+    })
+    .await;
+    match links {
+        Ok(links) => Some(network_usage(links, now)),
+        Err(error) => {
+            tracing::debug!(pod = %view.record.id, error = %error.sentence(), "its traffic cannot be read");
+            None
+        }
+    }
+}
+
+/// The default interface apart from the others; the loopback is neither, as with containerd.
+fn network_usage(links: Vec<Traffic>, now: i64) -> NetworkUsage {
+    let usage = |link: Traffic| NetworkInterfaceUsage {
+        name: link.name,
+        rx_bytes: some(link.received.bytes),
+        rx_errors: some(link.received.errors),
+        tx_bytes: some(link.sent.bytes),
+        tx_errors: some(link.sent.errors),
+    };
+    let (default, others): (Vec<_>, Vec<_>) =
+        links.into_iter().filter(|link| link.name != "lo").map(usage).partition(|link| link.name == IFNAME);
+    NetworkUsage { timestamp: now, default_interface: default.into_iter().next(), interfaces: others }
 }
 
 /// Reads what lives; what has ended meanwhile is left out.
@@ -323,5 +360,14 @@ mod tests {
         assert_eq!(samples.rate("c", start + Duration::from_millis(2100), 1_000_001_000), Some(500_000_000));
         samples.forget("c", Path::new("/none"));
         assert_eq!(samples.rate("c", start, 5), None);
+    }
+
+    #[test]
+    fn the_default_interface_is_told_apart() {
+        let link = |name: &str| Traffic { name: name.to_owned(), ..Traffic::default() };
+        let usage = network_usage(vec![link("lo"), link("eth1"), link("eth0")], 7);
+        assert_eq!(usage.default_interface.unwrap().name, "eth0");
+        let others: Vec<String> = usage.interfaces.into_iter().map(|link| link.name).collect();
+        assert_eq!((others.as_slice(), usage.timestamp), (&["eth1".to_owned()][..], 7));
     }
 }

@@ -4,7 +4,7 @@
 //! not. Everything is private: directories, sockets, cgroups. Needs root, and the packages of `tests/deps.sh bench`.
 //!
 //! ```text
-//! bench [--rounds N] [--pods N] [cri] [throughput] [memory] [oci]     all four by default
+//! bench [--rounds N] [--pods N] [cri] [throughput] [memory] [oci] [network]     all by default
 //! ```
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a report is what this program is for")]
@@ -13,6 +13,7 @@ mod containerd;
 mod cri;
 mod image;
 mod memory;
+mod network;
 mod oci;
 mod report;
 
@@ -42,12 +43,12 @@ impl Arguments {
             match word.as_str() {
                 "--rounds" => arguments.rounds = number()?,
                 "--pods" => arguments.pods = number()?,
-                "cri" | "throughput" | "memory" | "oci" => arguments.parts.push(word),
+                "cri" | "throughput" | "memory" | "oci" | "network" => arguments.parts.push(word),
                 other => bail!("unknown argument {other:?}"),
             }
         }
         if arguments.parts.is_empty() {
-            arguments.parts = ["cri", "throughput", "memory", "oci"].map(str::to_owned).to_vec();
+            arguments.parts = ["cri", "throughput", "memory", "oci", "network"].map(str::to_owned).to_vec();
         }
         Ok(arguments)
     }
@@ -81,6 +82,9 @@ fn main() -> Result<()> {
     println!("{}", report::machine());
     if arguments.wants("oci") {
         oci::measure(arguments.rounds * 2)?;
+    }
+    if arguments.wants("network") {
+        network::measure(arguments.rounds * 2)?;
     }
     if !["cri", "throughput", "memory"].iter().any(|part| arguments.wants(part)) {
         return Ok(());

@@ -97,14 +97,19 @@ impl StubPlugins {
             ..Default::default()
         };
         let node = Node::with(&options)?;
+        let stubs = Self::install(&node, version)?;
+        stubs.configure(&node, version)?;
+        Ok((node, stubs))
+    }
+
+    /// Gives a node the plugins, and no configuration yet.
+    pub fn install(node: &Node, version: &str) -> Result<Self> {
         let directory = node.path().join("stub");
         fs::create_dir_all(directory.join("leases"))?;
         for name in NAMES {
-            install(&node, name, &directory, version)?;
+            install(node, name, &directory, version)?;
         }
-        let stubs = Self { directory };
-        stubs.configure(&node, version)?;
-        Ok((node, stubs))
+        Ok(Self { directory })
     }
 
     /// Writes the configuration of their network.

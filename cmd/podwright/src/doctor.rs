@@ -1,4 +1,4 @@
-//! `podwright doctor`: what this host lacks to run pods, and how to mend it. It only looks.
+//! `podwright doctor`: what this host lacks to run pods, and how to mend it. It only looks, unless it is told to [`fix`](crate::fix).
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -52,7 +52,7 @@ impl Check {
 }
 
 /// Prints every check; exits with 1 if something that pods need is missing.
-pub(crate) async fn doctor(socket: &Path, json: bool) -> Outcome {
+pub(crate) async fn doctor(socket: &Path, fix: bool, json: bool) -> Outcome {
     let mut checks = vec![
         kernel(),
         root(),
@@ -67,6 +67,23 @@ pub(crate) async fn doctor(socket: &Path, json: bool) -> Outcome {
         forwarding(&read("/proc/sys/net/ipv4/ip_forward")),
     ];
     checks.extend(daemon(socket).await);
+    if fix {
+        checks.push(match crate::fix::networks(socket).await {
+            Ok(troubles) if troubles.is_empty() => {
+                Check::ok("pod networks", "leftovers collected, all as they were made")
+            }
+            Ok(troubles) => Check::warning(
+                "pod networks",
+                troubles.join("; "),
+                "remove these pods; kubelet makes new ones",
+            ),
+            Err(error) => Check::missing(
+                "pod networks",
+                client::one_line(&error),
+                "leftovers were not collected: see the daemon's log and the plugins' own",
+            ),
+        });
+    }
 
     let bad = checks.iter().any(|c| c.verdict == Verdict::Missing);
     if json {

@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod doctor;
 mod exec;
+mod fix;
 mod inspect;
 mod list;
 mod logs;
@@ -71,7 +72,11 @@ enum Verb {
     #[command(subcommand)]
     Rootfs(rootfs::RootfsVerb),
     /// Say what this host lacks to run pods, and how to mend it.
-    Doctor,
+    Doctor {
+        /// Have the daemon mend what it can: plugins forget attachments that are no pod's, and check those that are.
+        #[arg(long)]
+        fix: bool,
+    },
     /// Print the versions of this program and of the daemon.
     Version {
         /// Wait up to so many seconds for the daemon to answer.
@@ -106,7 +111,7 @@ async fn main() -> ExitCode {
 async fn dispatch(arguments: Arguments) -> Outcome {
     let Arguments { socket, json, verb } = arguments;
     match verb {
-        Verb::Doctor => doctor::doctor(&socket, json).await,
+        Verb::Doctor { fix } => doctor::doctor(&socket, fix, json).await,
         Verb::Version { wait } => version(&socket, json, wait).await,
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "podwright", &mut std::io::stdout());
@@ -126,7 +131,7 @@ async fn dispatch(arguments: Arguments) -> Outcome {
                 Verb::Rm(arguments) => remove::rm(client, arguments).await,
                 Verb::Inspect(arguments) => inspect::inspect(client, arguments).await,
                 Verb::Rootfs(verb) => rootfs::rootfs(client, verb, json).await,
-                Verb::Doctor | Verb::Version { .. } | Verb::Completion { .. } => Ok(ExitCode::SUCCESS),
+                Verb::Doctor { .. } | Verb::Version { .. } | Verb::Completion { .. } => Ok(ExitCode::SUCCESS),
             }
         }
     }

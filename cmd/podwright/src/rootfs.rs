@@ -75,13 +75,13 @@ async fn ls(mut client: Client, json: bool) -> Outcome {
 
 /// Where a running daemon's files are: `podwrightd.json` in its run directory, written anew after each reload.
 #[derive(Debug, Deserialize)]
-struct Instance {
+pub(crate) struct Instance {
     /// Its process.
     pid: i32,
     /// The file it was configured from.
     config_file: PathBuf,
     /// How often it has read it again.
-    reloads: u64,
+    pub(crate) reloads: u64,
     /// Why the last time failed.
     #[serde(default)]
     reload_error: Option<String>,
@@ -166,13 +166,13 @@ fn hex(nibble: u8) -> char {
     char::from_digit(u32::from(nibble), 16).unwrap_or('0')
 }
 
-fn read_instance(path: &Path) -> Result<Instance> {
+pub(crate) fn read_instance(path: &Path) -> Result<Instance> {
     let text = std::fs::read_to_string(path).with_context(|| format!("the daemon's {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("the daemon's {}", path.display()))
 }
 
 /// Has the daemon read its configuration again, and returns when it has.
-async fn reload(instance: &Instance, instance_file: &Path) -> Result<()> {
+pub(crate) async fn reload(instance: &Instance, instance_file: &Path) -> Result<()> {
     let directory = instance_file.parent().unwrap_or(Path::new("/"));
     let mut watch = Watch::directory(directory)?;
     let pid = Pid::from_raw(instance.pid).context("the daemon's pid is 0")?;

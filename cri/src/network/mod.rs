@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! which network   a CNI configuration, if there is one     -> its plugins (crate::cni)
-//!                 none                                     -> what network.default says
+//!                 none                                     -> what network.default says: the built-in bridge, …
 //!
 //! attach          record on disk -> ADD -> result and addresses on disk -> the pod may be told of
 //! detach          DEL until it succeeds -> record removed
@@ -17,8 +17,10 @@
 //! | [`outlook`] | which network the next pod gets, and whether it could: the condition `NetworkReady` |
 //! | [`watch`] | the task that keeps that current |
 //! | [`record`] | what is on disk of a pod's network |
+//! | [`bridge`] | the built-in network |
 //! | [`ports`] | host ports: no two pods have the same |
 
+pub mod bridge;
 pub mod outlook;
 pub mod ports;
 pub mod record;
@@ -66,6 +68,8 @@ pub struct Networks {
     gate: tokio::sync::RwLock<()>,
     chains: Semaphore,
     pod_cidrs: RwLock<Vec<String>>,
+    /// The built-in network.
+    pub bridge: bridge::Bridge,
 }
 
 impl Default for Networks {
@@ -77,6 +81,7 @@ impl Default for Networks {
             gate: tokio::sync::RwLock::default(),
             chains: Semaphore::new(MAX_CHAINS),
             pod_cidrs: RwLock::default(),
+            bridge: bridge::Bridge::default(),
         }
     }
 }
@@ -103,8 +108,9 @@ impl Networks {
         Ok(())
     }
 
-    /// Takes up what an earlier daemon was told.
-    pub fn restore_pod_cidrs(&self, state: &Path) {
+    /// Takes up what an earlier daemon was told, and the addresses that its pods have. Blocks.
+    pub fn restore(&self, state: &Path) {
+        self.bridge.restore(&record::all(state));
         let path = state.join(POD_CIDRS);
         match crate::records::read::<Vec<String>>(&path) {
             Ok(cidrs) => *self.pod_cidrs.write().unwrap_or_else(PoisonError::into_inner) = cidrs,
@@ -121,7 +127,7 @@ pub async fn attach(
     daemon: &Arc<Daemon>,
     dirs: &Directories,
     id: &str,
-    pod: &Pod,
+    pod: &Arc<Pod>,
 ) -> Result<Option<Arc<NetworkRecord>>, Error> {
     let choice = {
         let (daemon, handler) = (daemon.clone(), pod.runtime_handler.clone());
@@ -130,6 +136,7 @@ pub async fn attach(
     };
     match choice {
         Choice::Cni(list) => add(daemon, dirs, id, pod, &list).await.map(|record| Some(Arc::new(record))),
+        Choice::Bridge => attach_to_bridge(daemon, dirs, id, pod).await.map(|record| Some(Arc::new(record))),
         Choice::Loopback => Ok(None),
         Choice::Unready(reason) => {
             Err(Error::FailedPrecondition { what: "network of pod sandbox", id: id.to_owned(), reason })
@@ -174,9 +181,35 @@ async fn add(
     Ok(record)
 }
 
+#[tracing::instrument(name = "bridge_attach", level = "debug", skip_all)]
+async fn attach_to_bridge(
+    daemon: &Arc<Daemon>,
+    dirs: &Directories,
+    id: &str,
+    pod: &Arc<Pod>,
+) -> Result<NetworkRecord, Error> {
+    let _shared = daemon.networks.gate.read().await;
+    let (shared, dirs, id, pod) = (daemon.clone(), dirs.clone(), id.to_owned(), pod.clone());
+    blocking(debug_span!("bridge_attach"), move || {
+        let config = &shared.config().network.bridge;
+        let failed = |error| Error::internal(format!("attach pod sandbox {id} to {}", config.name), error);
+        let bridge = &shared.networks.bridge;
+        let record = bridge.lease(config, &id, &pod).map_err(failed)?;
+        if let Err(error) = record.write(&dirs.state) {
+            bridge.give_back(&record);
+            return Err(error);
+        }
+        if let Maker::Bridge(cable) = &record.maker {
+            bridge.attach(config, &shared.state, &record, cable, &dirs.netns()).map_err(failed)?;
+        }
+        Ok(record)
+    })
+    .await
+}
+
 /// Undoes what [`attach`] did, in whole or in part; may be repeated until it succeeds. The pod's network namespace has to be
 /// there still if it is to be of use: plugins find in it what they made.
-pub async fn detach(daemon: &Daemon, dirs: &Directories, id: &str) -> Result<(), Error> {
+pub async fn detach(daemon: &Arc<Daemon>, dirs: &Directories, id: &str) -> Result<(), Error> {
     // What an earlier daemon's plugin still does would be done after our DEL.
     let input = input(dirs);
     let settled = Input::settle(&input).await;
@@ -185,9 +218,22 @@ pub async fn detach(daemon: &Daemon, dirs: &Directories, id: &str) -> Result<(),
         let _shared = daemon.networks.gate.read().await;
         match &record.maker {
             Maker::Cni { .. } => del(daemon, dirs, &record).await?,
+            Maker::Bridge(cable) => {
+                let (daemon, record, cable) = (daemon.clone(), record.clone(), cable.clone());
+                let done = blocking(debug_span!("bridge_detach"), move || {
+                    let what = format!("detach pod sandbox {} from {}", record.container, cable.bridge);
+                    daemon
+                        .networks
+                        .bridge
+                        .detach(&record, &cable)
+                        .map_err(|error| Error::internal(what, error))
+                });
+                done.await?;
+            }
         }
         let state = dirs.state.clone();
         blocking(debug_span!("network_record"), move || NetworkRecord::remove(&state)).await?;
+        daemon.networks.bridge.give_back(&record);
     }
     daemon.networks.ports.release(id);
     Ok(())
@@ -254,6 +300,9 @@ async fn check_all(daemon: &Arc<Daemon>) -> Vec<String> {
         let Some(result) = &record.result else { continue };
         let dirs = daemon.directories(&record.container);
         let _shared = daemon.networks.gate.read().await;
+        if !matches!(record.maker, Maker::Cni { .. }) {
+            continue;
+        }
         let (Ok(chain), Ok(list)) = (Chain::new(daemon, &dirs, &record), record.list()) else { continue };
         if chain.netns.is_none() {
             continue;
@@ -298,7 +347,12 @@ struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     fn new(daemon: &Daemon, dirs: &Directories, record: &'a NetworkRecord) -> Result<Self, Error> {
-        let Maker::Cni { args, capability_args, .. } = &record.maker;
+        let Maker::Cni { args, capability_args, .. } = &record.maker else {
+            return Err(Error::internal(
+                format!("network of pod sandbox {}", record.container),
+                "no plugin made it",
+            ));
+        };
         // After a reboot it is gone; whoever is detached then still needs a place for the plugins' input.
         crate::pod::private_dir(&dirs.run)?;
         let netns = dirs.netns();

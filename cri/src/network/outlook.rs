@@ -12,6 +12,8 @@ use crate::config::{Config, DefaultNetwork, Network};
 pub enum Choice {
     /// By plugins.
     Cni(Box<NetworkList>),
+    /// The built-in one.
+    Bridge,
     /// A loopback interface and nothing else.
     Loopback,
     /// None, and why.
@@ -71,6 +73,12 @@ impl Outlook {
                     "" => String::new(),
                     faults => format!("{} is used{faults}", list.file.display()),
                 },
+            },
+            Choice::Bridge => Readiness {
+                ready: true,
+                reason: "BuiltInBridge",
+                message: "there is no CNI configuration and no plugin: pods are on the built-in bridge (network.bridge)"
+                    .to_owned(),
             },
             Choice::Loopback => Readiness {
                 ready: true,
@@ -137,8 +145,9 @@ fn choose(found: Found, directories: &[PathBuf], network: &Network) -> Choice {
         return Choice::Unready(format!("no CNI configuration can be used: {}", faults.join("; ")));
     }
     match network.default {
+        DefaultNetwork::Bridge if !any_plugin(&network.cni_bin_dirs) => Choice::Bridge,
         DefaultNetwork::Loopback => Choice::Loopback,
-        DefaultNetwork::None => {
+        DefaultNetwork::Bridge | DefaultNetwork::None => {
             let places: Vec<String> = directories.iter().map(|dir| dir.display().to_string()).collect();
             let plugins = if any_plugin(&network.cni_bin_dirs) { "" } else { ", and no plugins either" };
             Choice::Unready(format!("there is no CNI configuration in {}{plugins}", places.join(", ")))
@@ -173,6 +182,7 @@ mod tests {
         };
         assert!(reason.contains("10.conflist:3: not JSON"), "{reason}");
         assert_eq!(choose(Found::default(), &[], &network(DefaultNetwork::Loopback)), Choice::Loopback);
+        assert_eq!(choose(Found::default(), &[], &network(DefaultNetwork::Bridge)), Choice::Bridge);
         let none = choose(Found::default(), &["/etc/cni/net.d".into()], &network(DefaultNetwork::None));
         assert!(matches!(&none, Choice::Unready(reason) if reason.contains("/etc/cni/net.d")), "{none:?}");
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::IFNAME;
+use super::bridge::Cable;
 use crate::cni::{NetworkList, config};
 use crate::error::Error;
 use crate::records;
@@ -32,7 +33,7 @@ pub struct NetworkRecord {
     /// As far as plugins have told theirs, the last result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
-    /// The pod's addresses, the first one first. Empty: it is not attached yet.
+    /// The pod's addresses, the first one first; those of the built-in network from before it is attached.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
 }
@@ -52,6 +53,8 @@ pub enum Maker {
         /// Every capability argument.
         capability_args: Map<String, Value>,
     },
+    /// The built-in network.
+    Bridge(Cable),
 }
 
 impl NetworkRecord {
@@ -71,15 +74,21 @@ impl NetworkRecord {
     pub fn network(&self) -> Option<&str> {
         match &self.maker {
             Maker::Cni { config, .. } => config.get("name")?.as_str(),
+            Maker::Bridge(_) => None,
         }
     }
 
     /// The configuration that made it.
     pub fn list(&self) -> Result<NetworkList, Error> {
-        let Maker::Cni { file, config, .. } = &self.maker;
-        config::from_value(file, config.clone()).map_err(|(_, reason)| {
+        let failed = |reason: String| {
             Error::internal(format!("the recorded network of pod sandbox {}", self.container), reason)
-        })
+        };
+        match &self.maker {
+            Maker::Cni { file, config, .. } => {
+                config::from_value(file, config.clone()).map_err(|(_, reason)| failed(reason))
+            }
+            Maker::Bridge(_) => Err(failed("no plugin made it".to_owned())),
+        }
     }
 
     /// Writes it into its pod's directory.

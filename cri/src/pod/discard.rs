@@ -17,7 +17,7 @@ use crate::network;
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Detaches a pod without processes from its network, releases its files and removes its records. May be repeated.
-pub async fn discard(daemon: &Daemon, id: &str) -> Result<(), Error> {
+pub async fn discard(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     network::detach(daemon, &dirs, id).await?;
     blocking(debug_span!("remove_files"), move || {

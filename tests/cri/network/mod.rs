@@ -1,5 +1,6 @@
 //! The networks of pods: which one they get, what becomes of it when plugins or the daemon fail, and the real plugins at work.
 
+mod builtin;
 mod plugins;
 mod stubs;
 

@@ -307,6 +307,16 @@ fn garbage_is_collected_with_the_live_set_at_start_and_on_demand() -> Outcome {
     stubs.set("second", "GC", Some(Fault::Fail))?;
     node.signal(rustix::process::Signal::HUP)?;
     let told = collected(2)?;
+    let doctor = |wanted: &str| -> Outcome {
+        let mut command = std::process::Command::new(podwright_tests::binaries::find("podwright")?);
+        let output = command.arg("--socket").arg(node.socket()).args(["doctor", "--fix"]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(text.contains(wanted), "{wanted:?} is not in {text}");
+        Ok(())
+    };
+    doctor("the stub was told to")?;
+    stubs.set("second", "GC", None)?;
+    doctor("leftovers collected")?;
     assert_eq!(valid("first")?, serde_json::json!([]));
     assert!(told["error"].as_str().is_some_and(|text| text.contains("the stub was told to")), "{told}");
     Ok(())
