@@ -323,7 +323,10 @@ fn explain(failure: Failure, status: Option<WaitIdStatus>) -> Failure {
         },
         None => "has ended".to_owned(),
     };
-    failure.with_message(format!("the new process {how} before it was ready (out of memory?)"))
+    let killed = status.and_then(|status| status.terminating_signal()) == Some(libc::SIGKILL);
+    let failure = failure.with_message(format!("the new process {how} before it was ready (out of memory?)"));
+    // Nobody else kills what nobody knows yet.
+    if killed { Failure { errno: libc::ENOMEM, ..failure } } else { failure }
 }
 
 fn clone_failed(errno: Errno) -> Failure {

@@ -354,3 +354,19 @@ fn huge_pages_are_limited_where_the_host_has_the_controller() -> Outcome {
     }
     Ok(())
 }
+
+/// One page: the kernel kills init before it is ready.
+#[test]
+fn a_limit_too_low_to_make_the_container_says_that_memory_ran_out() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "tiny").run(&node)?;
+    let before = HostSnapshot::take(&node)?;
+    let tiny = pod.command(&["true"]).with(|config| {
+        let linux = config.linux.get_or_insert_default();
+        linux.resources.get_or_insert_default().memory_limit_in_bytes = 4096;
+    });
+    let error = tiny.create().unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
+    assert!(error.message().contains("memory"), "{error:?}");
+    before.assert_same(&HostSnapshot::take(&node)?)
+}
