@@ -95,7 +95,7 @@ fn an_ambient_capability_that_cannot_be_had_is_named() -> Outcome {
 fn a_process_may_be_described_through_a_pipe() -> Outcome {
     let bundle = sleeping()?;
     let process = json!({"args": ["echo", "piped"], "cwd": "/", "env": ["PATH=/bin"]});
-    let mut command = bundle.command(&["exec", "--process", "/dev/stdin", &bundle.id])?;
+    let mut command = bundle.command(&["exec", "--process", "/proc/self/fd/0", &bundle.id])?;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(process.to_string().as_bytes())?;

@@ -208,9 +208,6 @@ fn a_delegated_cgroup_is_used() -> Outcome {
     rootless.0.edit(|spec| {
         spec["linux"]["cgroupsPath"] = json!(path);
         spec["linux"]["resources"] = json!({"pids": {"limit": 33}});
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({"type": "cgroup"}));
-        }
     })?;
     let ran = run_inside(&rootless, &delegated.join("own"))?;
     for place in [delegated.join("container"), delegated.join("own"), delegated] {

@@ -374,19 +374,28 @@ fn fill(mut file: &File, config: &[u8]) -> io::Result<()> {
 
 /// Kills the process groups of those whose standard input is `path`.
 fn kill_holders(path: &Path) -> io::Result<()> {
-    let own = rustix::process::getpgrp();
+    let own = group_of("self");
     for entry in fs::read_dir("/proc")? {
         let Ok(name) = entry?.file_name().into_string() else { continue };
-        let Some(pid) = name.parse().ok().and_then(Pid::from_raw) else { continue };
-        if fs::read_link(format!("/proc/{name}/fd/0")).is_ok_and(|input| input == path)
-            && let Ok(group) = rustix::process::getpgid(Some(pid))
-            && group != own
+        if name.bytes().all(|byte| byte.is_ascii_digit())
+            && fs::read_link(format!("/proc/{name}/fd/0")).is_ok_and(|input| input == path)
+            && let Some(group) = group_of(&name)
+            && Some(group) != own
         {
             tracing::warn!(pid = %name, "a network plugin of an earlier daemon is still running: it is killed");
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
     }
     Ok(())
+}
+
+/// The process group of a process of /proc, from proc_pid_stat(5). None: it is gone, or its group is 0, the kernel's own, which is also
+/// that of what process 1 has started without a group of its own; getpgid(2) answers 0 then, which names the caller's group elsewhere.
+fn group_of(process: &str) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name before it may hold anything, also spaces and parentheses.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(2)?.parse().ok().and_then(Pid::from_raw)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use podwright_tests::skip::skip;
@@ -12,8 +13,12 @@ use podwright_tests::{HostSnapshot, NetworkNamespace, Node, NodeOptions, Outcome
 use super::plugins::{addresses, fetch, serve};
 use super::until_network;
 
-/// A node of that kind; None: this kernel has no nf_tables or no bridges.
+/// A node of that kind; None: this system has no nft to look with, or its kernel no bridges.
 fn node(test: &str, bridge: &str) -> Result<Option<Node>> {
+    if Command::new("nft").arg("--version").output().is_err() {
+        skip(test, "no nft: apt-get install nftables (make deps does)");
+        return Ok(None);
+    }
     let options = NodeOptions {
         own_network: true,
         network: vec!["default = \"bridge\"".to_owned(), bridge.to_owned()],
