@@ -107,7 +107,7 @@ systemd_image() {
 
 # boot NAME PROGRAM...: makes the guest's image, runs it to its end, and passes on how its tests ended.
 boot() {
-    local name=$1 image=$work/image status=0 ended
+    local name=$1 image=$work/image status=0 attempt ended
     shift
     mkdir "$image"
     "${name}_image" "$image"
@@ -116,12 +116,17 @@ boot() {
     truncate -s 3G "$work/disk"
     mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=1,nodiscard -m 0 -d "$image" "$work/disk"
     rm -rf "$image"
-    timeout --foreground -k 5 "${PODWRIGHT_VM_TIMEOUT:-3000}" qemu-system-x86_64 -M q35,usb=off,hpet=on -accel tcg,thread=multi,tb-size=512 \
-        -cpu max,la57=off -m 2048 -smp 2 -no-reboot -nodefaults -no-user-config -display none -serial stdio \
-        -kernel "$cache/vmlinuz" -initrd "$cache/initrd.cpio" \
-        -drive "file=$work/disk,if=none,id=d0,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
-        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on cgroup_no_v1=all psi=1 apparmor=1 lsm=landlock,yama,apparmor,bpf audit=0 systemd.show_status=0 systemd.unit=guest-tests.service" \
-        </dev/null | stdbuf -o0 tr -d '\r' | tee "$work/console" || status=$?
+    # An emulated kernel that patches its code while both its processors run has been seen to crash on its way up; no test had begun.
+    for attempt in 1 2 3; do
+        timeout --foreground -k 5 "${PODWRIGHT_VM_TIMEOUT:-3000}" qemu-system-x86_64 -M q35,usb=off,hpet=on -accel tcg,thread=multi,tb-size=512 \
+            -cpu max,la57=off -m 2048 -smp 2 -no-reboot -nodefaults -no-user-config -display none -serial stdio \
+            -kernel "$cache/vmlinuz" -initrd "$cache/initrd.cpio" \
+            -drive "file=$work/disk,if=none,id=d0,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
+            -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on cgroup_no_v1=all psi=1 apparmor=1 lsm=landlock,yama,apparmor,bpf audit=0 systemd.show_status=0 systemd.unit=guest-tests.service" \
+            </dev/null | stdbuf -o0 tr -d '\r' | tee "$work/console" || status=$?
+        ! grep -q '^VM: ' "$work/console" || break
+        echo "vm: the virtual machine ($name) did not come up at attempt $attempt of 3"
+    done
     sed -n 's/^VM-\(SKIP .*\)/\1 (in the virtual machine)/p' "$work/console" >>"${PODWRIGHT_TEST_SKIPS:-/dev/null}"
     ended=$(sed -n 's/^VM: done, status \([0-9]*\).*/\1/p' "$work/console")
     if [ -z "$ended" ]; then
