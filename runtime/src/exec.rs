@@ -97,7 +97,13 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         seccomp,
         user_namespace: target.mapped,
     };
-    let spawned = spawn(parent, |link, _| run(&target, &launch, &stdio, preserve_fds, link))?;
+    let attributes = parent.oom_score_adj.is_some() || parent.resctrl.is_some();
+    let spawned = spawn(parent, |link, _| {
+        if attributes {
+            link.ask(&FromChild::Attributes)?;
+        }
+        run(&target, &launch, &stdio, preserve_fds, link)
+    })?;
     // Ready was its last word unless execve fails; its end closes when that succeeds.
     match spawned.link.next(Instant::now() + SPAWN_DEADLINE) {
         Ok(None) => {

@@ -24,6 +24,8 @@
 //!                     <-- Listener -------        only with a seccomp filter that has one, after it is loaded
 //! takes it by pidfd_getfd
 //!                     --- Go ------------>
+//!                     <-- Attributes -----        only from an exec'd process: nothing else holds it until its score is written
+//!                     --- Go ------------>
 //!                     <-- Ready + console         init: waits at its gate from here on
 //!                                                 an exec'd process executes; end of file = it did
 //!                     <-- Warning{text} --        at any time; logged, not answered
@@ -66,6 +68,8 @@ pub(crate) enum FromChild {
     NetDevices,
     /// Run the hooks that are due before pivot_root.
     BeforePivot,
+    /// Tell me when my oom_score_adj and resctrl group are set: I have no gate to wait at.
+    Attributes,
     /// Raise my hard limits as far as the plan wants them higher: in a user namespace I may not.
     RaiseLimits,
     /// Take my seccomp listener.

@@ -40,7 +40,7 @@ pub(crate) struct Spawn<'a> {
     pub(crate) affinity: Option<&'a str>,
     /// Limits that it may need raised for it.
     pub(crate) rlimits: &'a [Rlimit],
-    /// Written before the child goes on; clamped where the caller may not lower it.
+    /// Written before the child is ready; clamped where the caller may not lower it.
     pub(crate) oom_score_adj: Option<i32>,
     /// Maps of a new user namespace: uids, gids.
     pub(crate) maps: (&'a [IdMap], &'a [IdMap]),
@@ -265,6 +265,8 @@ fn serve_until_ready(
             FromChild::Map => write_maps(pid, spawn.maps)?,
             FromChild::NetDevices => net_devices::move_into(pid, spawn.net_devices)?,
             FromChild::BeforePivot => (spawn.before_pivot)(pid)?,
+            // They were set before its first packet was read.
+            FromChild::Attributes => {}
             FromChild::RaiseLimits => raise_hard_limits(pid, spawn.rlimits),
             FromChild::Listener { fd } => {
                 let taken = pidfd_getfd(&born.pidfd, fd, PidfdGetfdFlags::empty());
