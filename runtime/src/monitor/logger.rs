@@ -6,6 +6,9 @@
 //! A cloned child goes on with a copy of this and, soon, with a container's stderr: lines go to a descriptor of our own, and
 //! only while that is still what it was. A child that has closed it has nothing more to say here.
 //!
+//! A line that is not taken at once is dropped, and the next that is taken tells how many were: a reader that has stopped reading
+//! must not stop a pod's monitor.
+//!
 //! ```text
 //! {"ts":"2026-11-24T00:35:43.123456789Z","level":"INFO","pod":"…","span":"create_container","trace":"…","container":"c","us":1432}
 //! {"ts":"…","level":"WARN","pod":"…","message":"the log cannot be written: output waits","errno":28}
@@ -13,10 +16,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::time::Instant;
 
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -30,9 +36,18 @@ pub(crate) struct Logger {
     level: Level,
     /// The pod's id as a JSON string, on every line.
     pod: String,
-    /// Where stderr went at the start, and which file that is.
-    out: Option<(OwnedFd, FileId)>,
+    /// Where stderr went at the start.
+    out: Option<Out>,
     state: Mutex<State>,
+}
+
+/// A descriptor for lines.
+#[derive(Debug)]
+struct Out {
+    fd: OwnedFd,
+    /// Which file that is.
+    id: FileId,
+    is_socket: bool,
 }
 
 /// Device and inode.
@@ -40,6 +55,8 @@ type FileId = (u64, u64);
 
 #[derive(Debug, Default)]
 struct State {
+    /// Lines that were not taken since the last that was.
+    dropped: u64,
     next: u64,
     open: BTreeMap<u64, Span>,
     /// Entered spans, innermost last.
@@ -57,8 +74,7 @@ struct Span {
 impl Logger {
     /// Lines up to `level`, each naming the pod.
     pub(crate) fn new(level: Level, pod: &str) -> Self {
-        let out = rustix::io::fcntl_dupfd_cloexec(std::io::stderr().as_fd(), 3).ok();
-        let out = out.and_then(|fd| file_id(&fd).map(|id| (fd, id)));
+        let out = Out::of(std::io::stderr().as_fd()).ok();
         Self { level, pod: json_string(pod), out, state: Mutex::default() }
     }
 
@@ -67,15 +83,47 @@ impl Logger {
     }
 
     fn line(&self, level: Level, rest: &str) {
-        let Some((out, id)) = &self.out else { return };
-        if file_id(out) != Some(*id) {
+        let Some(out) = &self.out else { return };
+        if file_id(&out.fd) != Some(out.id) {
             return;
         }
         let ts = Timestamp::from_ns(realtime_ns());
-        let ts = String::from_utf8_lossy(ts.as_bytes()).into_owned();
-        let line = format!("{{\"ts\":\"{ts}\",\"level\":\"{level}\",\"pod\":{}{rest}}}\n", self.pod);
-        // A log that cannot be written cannot say so.
-        let _ = rustix::io::write(out, line.as_bytes());
+        let ts = String::from_utf8_lossy(ts.as_bytes());
+        let mut state = self.state();
+        let mut line = format!("{{\"ts\":\"{ts}\",\"level\":\"{level}\",\"pod\":{}{rest}", self.pod);
+        if state.dropped > 0 {
+            let _ = write!(line, ",\"lines_dropped\":{}", state.dropped);
+        }
+        line.push_str("}\n");
+        // A log that cannot be written cannot say so, until it can again.
+        state.dropped = if out.write(line.as_bytes()).is_ok() { 0 } else { state.dropped + 1 };
+    }
+}
+
+impl Out {
+    /// Where `stderr` goes, without ever waiting there. Whoever else writes to it is not concerned: a pipe or a terminal is opened
+    /// once more, for the flag belongs to the open file; with a socket it goes with each call; files never wait.
+    fn of(stderr: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(stderr)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let own = || rustix::io::fcntl_dupfd_cloexec(stderr, 3);
+        let fd = match kind {
+            FileType::Fifo | FileType::CharacterDevice => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let path = format!("/proc/self/fd/{}", stderr.as_raw_fd());
+                rustix::fs::open(path, flags, Mode::empty()).or_else(|_| own())?
+            }
+            _ => own()?,
+        };
+        Ok(Self { fd, id: (stat.st_dev, stat.st_ino), is_socket: kind == FileType::Socket })
+    }
+
+    fn write(&self, line: &[u8]) -> Result<usize, Errno> {
+        if self.is_socket {
+            rustix::net::send(&self.fd, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        } else {
+            rustix::io::write(&self.fd, line)
+        }
     }
 }
 
@@ -209,7 +257,7 @@ mod tests {
         let logger = |id| Logger {
             level: Level::DEBUG,
             pod: json_string("p\"1"),
-            out: Some((out.try_clone().unwrap(), id)),
+            out: Some(Out { fd: out.try_clone().unwrap(), id, is_socket: false }),
             state: Mutex::default(),
         };
         tracing::subscriber::with_default(logger(id), || {
@@ -229,5 +277,43 @@ mod tests {
         assert_eq!((&lines[0]["errno"], &lines[0]["container"]), (&28.into(), &"c".into()));
         assert_eq!((&lines[1]["span"], &lines[1]["pod"]), (&"outer".into(), &"p\"1".into()));
         assert!(lines[1]["us"].is_u64());
+    }
+
+    /// Lines until one is dropped, then the reader's turn, then one more.
+    fn stall(reader: &OwnedFd, writer: &OwnedFd) -> Vec<serde_json::Value> {
+        let out = Out::of(writer.as_fd()).unwrap();
+        let logger =
+            Logger { level: Level::INFO, pod: json_string("p"), out: Some(out), state: Mutex::default() };
+        let mut said = 0;
+        while logger.state().dropped < 3 {
+            logger.line(Level::INFO, &format!(",\"number\":{said}"));
+            said += 1;
+        }
+        let mut text = Vec::new();
+        let mut buffer = [0; 4096];
+        rustix::io::ioctl_fionbio(reader, true).unwrap();
+        let mut read = |text: &mut Vec<u8>| {
+            while let Ok(count) = rustix::io::read(reader, &mut buffer) {
+                text.extend_from_slice(&buffer[..count]);
+            }
+        };
+        read(&mut text);
+        logger.line(Level::INFO, ",\"number\":-1");
+        read(&mut text);
+        let text = String::from_utf8(text).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_reader_that_stalls_is_not_waited_for() {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let socket =
+            || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None).unwrap();
+        for (reader, writer) in [rustix::pipe::pipe().unwrap(), socket()] {
+            let lines = stall(&reader, &writer);
+            let last = lines.last().unwrap();
+            assert_eq!((&last["number"], &last["lines_dropped"]), (&(-1).into(), &3.into()));
+            assert!(lines.len() > 10);
+        }
     }
 }
