@@ -131,18 +131,19 @@ fn an_interrupt_stops_the_container() -> Outcome {
 #[test]
 fn errors_are_one_line_and_leave_nothing() -> Outcome {
     let node = Node::start()?;
-    let cases: [(&[&str], &str); 7] = [
-        (&["run", "--rm", "no-such-root", "true"], "no-such-root"),
-        (&["run", "--rm", "busybox", "/no/such/program"], "/no/such/program"),
-        (&["run", "--memory", "lots", "busybox", "true"], "lots"),
-        (&["run", "-v", "nonsense", "busybox", "true"], "nonsense"),
-        (&["logs", "nobody"], "nobody"),
-        (&["stop", "nobody"], "nobody"),
-        (&["inspect", "nobody"], "nobody"),
+    let cases: [(&[&str], &str, i32); 8] = [
+        (&["run", "--rm", "no-such-root", "true"], "no-such-root", 125),
+        (&["run", "--rm", "busybox", "/no/such/program"], "/no/such/program", 127),
+        (&["run", "--rm", "busybox", "/etc"], "/etc", 126),
+        (&["run", "--memory", "lots", "busybox", "true"], "lots", 125),
+        (&["run", "-v", "nonsense", "busybox", "true"], "nonsense", 125),
+        (&["logs", "nobody"], "nobody", 125),
+        (&["stop", "nobody"], "nobody", 125),
+        (&["inspect", "nobody"], "nobody", 125),
     ];
-    for (arguments, names) in cases {
+    for (arguments, names, code) in cases {
         let ran = podwright(&node, arguments)?;
-        assert_ne!(ran.code, 0, "{arguments:?}");
+        assert_eq!(ran.code, code, "{arguments:?}: {}", ran.stderr);
         assert_eq!(ran.stderr.lines().count(), 1, "{arguments:?}: {}", ran.stderr);
         assert!(ran.stderr.contains(names), "{arguments:?}: {}", ran.stderr);
     }

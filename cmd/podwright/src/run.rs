@@ -123,22 +123,39 @@ pub(crate) async fn run(mut client: Client, arguments: RunArguments) -> Outcome 
     };
     let result = Box::pin(run_container(&mut client, &arguments, &pod, pod_config, container_config)).await;
     // A pod that could not run its command is of no use to anybody; one that did is kept unless --rm says otherwise.
-    let goes_on = matches!(result, Ok(None));
-    if (arguments.rm && !goes_on) || result.is_err() {
+    let kept = match &result {
+        Ok(Run::GoesOn) => true,
+        Ok(Run::Ended(_)) => !arguments.rm,
+        Ok(Run::NotStarted(_)) | Err(_) => false,
+    };
+    if !kept {
         remove::remove_pod(&mut client, &pod).await.with_context(|| format!("remove pod {pod}"))?;
         remove_log(&log_directory);
     }
-    Ok(result?.unwrap_or(ExitCode::SUCCESS))
+    Ok(match result? {
+        Run::GoesOn => ExitCode::SUCCESS,
+        Run::Ended(code) | Run::NotStarted(code) => code,
+    })
 }
 
-/// Creates and starts the container, and sees it through to its exit code. None: it was left running, as was wished.
+/// What became of the command.
+enum Run {
+    /// It was left running, as was wished.
+    GoesOn,
+    /// It ended with this.
+    Ended(ExitCode),
+    /// There is no such program, or it cannot be executed; the reason is printed, and this is a shell's code for it.
+    NotStarted(ExitCode),
+}
+
+/// Creates and starts the container, and sees it through to its exit code.
 async fn run_container(
     client: &mut Client,
     arguments: &RunArguments,
     pod: &str,
     pod_config: v1::PodSandboxConfig,
     config: v1::ContainerConfig,
-) -> Result<Option<ExitCode>> {
+) -> Result<Run> {
     let log_path = Path::new(&pod_config.log_directory).join(&config.log_path);
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: pod.to_owned(),
@@ -158,22 +175,24 @@ async fn run_container(
         attached = Some(socket);
     }
     let start = v1::StartContainerRequest { container_id: container.clone() };
-    client.runtime.start_container(start).await?;
+    if let Err(status) = client.runtime.start_container(start).await {
+        return not_started(client, &container, status).await;
+    }
     if arguments.detach {
         output::line(&container);
-        return Ok(None);
+        return Ok(Run::GoesOn);
     }
     if let Some(socket) = attached {
         match session::carry(socket, wanted).await? {
             Ended::Detached => {
                 output::line(&container);
-                return Ok(None);
+                return Ok(Run::GoesOn);
             }
             Ended::Signalled(_) => remove::stop_pod(client, pod, 10).await?,
             Ended::Code(_) => {}
         }
         exit.wait().await?;
-        return code_of(client, arguments, &container).await.map(Some);
+        return code_of(client, arguments, &container).await.map(Run::Ended);
     }
     let mut log = Log::open(&log_path, false)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -183,7 +202,18 @@ async fn run_container(
         _ = interrupt.recv() => stop_and_print(client, pod, &mut log).await?,
         _ = terminate.recv() => stop_and_print(client, pod, &mut log).await?,
     }
-    code_of(client, arguments, &container).await.map(Some)
+    code_of(client, arguments, &container).await.map(Run::Ended)
+}
+
+/// A container whose start was refused with `refusal`: with the exit code that its end has, if that tells more than that
+/// podwright failed.
+async fn not_started(client: &mut Client, container: &str, refusal: tonic::Status) -> Result<Run> {
+    let status = client.container_status(container, false).await?.status.unwrap_or_default();
+    if !(126..=127).contains(&status.exit_code) {
+        return Err(refusal.into());
+    }
+    output::error(&format!("podwright: {}", crate::client::one_line(&refusal.into())));
+    Ok(Run::NotStarted(exit_code(status.exit_code)))
 }
 
 /// The exit code of a container that has ended.
