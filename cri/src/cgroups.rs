@@ -146,8 +146,9 @@ fn limit(cgroup: &Cgroup, pod: &Pod, id: &str, host: &HostFacts) -> Result<(), E
     let Some(resources) = &pod.resources else { return Ok(()) };
     let total = pod.overhead.as_ref().map(|overhead| resources.plus(overhead));
     let resources = total.as_ref().unwrap_or(resources).to_oci(host)?;
-    let limits = Limits::from_spec(&resources)
+    let mut limits = Limits::from_spec(&resources)
         .map_err(|error| Error::invalid("config.linux.resources", error.to_string()))?;
+    limits.memory.check_before_update = true;
     let failed = |failure| Error::Engine { what: "pod sandbox", id: id.to_owned(), failure };
     cgroup.update(&limits).map_err(failed)
 }

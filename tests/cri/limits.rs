@@ -183,6 +183,30 @@ fn a_refused_update_changes_nothing() -> Outcome {
     Ok(())
 }
 
+/// cgroup v1 refuses by itself; v2 would kill the container.
+#[test]
+fn memory_that_is_in_use_is_not_taken_away() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "shrink").run(&node)?;
+    let memory = |bytes| v1::LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
+    let container = pod
+        .sh("head -c 20000000 /dev/zero >/dev/shm/kept; echo full; exec sleep 1000")
+        .resources(|resources| resources.memory_limit_in_bytes = 64 << 20)
+        .start()?;
+    container.wait_for_log_line("full")?;
+    for bytes in [4096, 8 << 20] {
+        let error = pod.client.update_container_resources(update(&container, memory(bytes))).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+        assert!(error.message().contains("usage"), "{error:?}");
+        assert_eq!(limit(&container, "memory/memory.limit_in_bytes", "memory.max")?, (64 << 20).to_string());
+        assert_eq!(told(&container)?.memory_limit_in_bytes, 64 << 20);
+    }
+    pod.client.update_container_resources(update(&container, memory(40 << 20)))?;
+    assert_eq!(limit(&container, "memory/memory.limit_in_bytes", "memory.max")?, (40 << 20).to_string());
+    assert_eq!(container.status()?.state(), v1::ContainerState::ContainerRunning);
+    Ok(())
+}
+
 #[test]
 fn an_update_reaches_a_created_container_and_is_told_of_an_exited_one() -> Outcome {
     let node = Node::start()?;

@@ -101,7 +101,12 @@ impl PodTask {
 
     /// Limits as the monitor takes them.
     fn limits(&self, id: &str, resources: &LinuxContainerResources) -> Result<serde_json::Value, Error> {
-        let limits = Resources::parse("linux", resources.clone())?.to_oci(&self.daemon.host)?;
+        let mut limits = Resources::parse("linux", resources.clone())?.to_oci(&self.daemon.host)?;
+        // An update that would kill is refused on both versions of cgroups.
+        if let Some(mut memory) = *limits.memory() {
+            memory.set_check_before_update(Some(true));
+            limits.set_memory(Some(memory));
+        }
         serde_json::to_value(&limits)
             .map_err(|error| Error::internal(format!("limits of container {id}"), error))
     }

@@ -20,6 +20,10 @@ impl Cgroup {
 
     /// New limits for a running container. What `limits` does not name stays; devices too, if it has no rules.
     pub fn update(&self, limits: &Limits) -> Result<(), Failure> {
+        // First: systemd writes the limit, too.
+        if limits.memory.check_before_update {
+            self.check_memory_fits(limits)?;
+        }
         if let Some(scope) = &self.scope {
             scope.update(limits, self.is_v1())?;
         }
@@ -33,9 +37,6 @@ impl Cgroup {
     fn write_limits(&self, limits: &Limits) -> Result<(), Failure> {
         if self.is_v1() && !limits.unified.is_empty() {
             return Err(refused(&LimitError::UnifiedOnV1));
-        }
-        if limits.memory.check_before_update {
-            self.check_memory_fits(limits.memory.limit)?;
         }
         let mut writes = Vec::new();
         if self.is_v1() {
@@ -113,15 +114,34 @@ impl Cgroup {
         )
     }
 
-    /// v2 kills when a limit is set below what is in use; the spec's `checkBeforeUpdate` asks for a refusal. v1 refuses by itself.
-    fn check_memory_fits(&self, limit: i64) -> Result<(), Failure> {
-        let Ok(limit) = u64::try_from(limit) else { return Ok(()) };
-        let Some(dir) = self.v2.as_ref().filter(|_| limit != 0) else { return Ok(()) };
-        match dir.number("memory.current") {
-            Some(usage) if usage > limit => Err(Failure::because(
-                crate::Step::Cgroup,
-                format!("rejecting memory limit {limit} < usage {usage}"),
-            )),
+    /// v2 kills when a limit is set below what is in use; the spec's `checkBeforeUpdate` asks for a refusal, as v1 gives it by
+    /// itself. A limit that is no lower than the present one takes nothing away: a container may well be at it, with its page cache.
+    fn check_memory_fits(&self, limits: &Limits) -> Result<(), Failure> {
+        let Some(dir) = self.v2.as_ref().filter(|_| self.of_v1(Controller::Memory).is_none()) else {
+            return Ok(());
+        };
+        let Some(usage) = dir.number("memory.current") else { return Ok(()) };
+        // No number: `max`. No file: nothing to lower.
+        let lowers = |file: &str, limit: u64| {
+            let present = dir.read(file).map(|text| text.trim().parse().unwrap_or(u64::MAX));
+            present.is_ok_and(|present| limit < present)
+        };
+        let refused = |what: &str, limit: u64, usage: u64| {
+            let message = format!("rejecting {what} limit {limit} <= usage {usage}");
+            Err(Failure::os(crate::Step::Cgroup, Errno::BUSY).with_message(message))
+        };
+        match u64::try_from(limits.memory.limit) {
+            Ok(limit) if limit != 0 && limit <= usage && lowers("memory.max", limit) => {
+                return refused("memory", limit, usage);
+            }
+            _ => {}
+        }
+        let both = usage + dir.number("memory.swap.current").unwrap_or(0);
+        let swap = u64::try_from(limits.memory.swap.saturating_sub(limits.memory.limit.max(0)));
+        match (u64::try_from(limits.memory.swap), swap) {
+            (Ok(limit), Ok(swap)) if limit != 0 && limit <= both && lowers("memory.swap.max", swap) => {
+                refused("memory+swap", limit, both)
+            }
             _ => Ok(()),
         }
     }
