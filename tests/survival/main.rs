@@ -1,5 +1,6 @@
 //! What survives the death of the daemon, of a monitor, and of the machine.
 
+mod checkpoint;
 mod daemon;
 mod monitor;
 mod reboot;

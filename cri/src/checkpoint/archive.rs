@@ -17,6 +17,22 @@ use crate::ids;
 /// The mode of an archive and of all in it that is ours: it holds a container's memory.
 const PRIVATE: u32 = 0o600;
 
+/// How the names of unfinished archives begin.
+const TEMPORARY: &str = ".podwright-";
+
+/// Removes an archive that was never finished.
+pub(super) fn remove_unfinished(path: &Path) {
+    let ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()));
+    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    if path.is_absolute()
+        && ours
+        && is_file
+        && let Err(error) = fs::remove_file(path)
+    {
+        tracing::warn!(path = %path.display(), %error, "a checkpoint that was not finished cannot be removed");
+    }
+}
+
 /// When work on an archive is of no use any more.
 #[derive(Debug, Clone)]
 pub(super) struct Stop {
@@ -73,8 +89,13 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Begins one beside its location. Only a regular file is ever replaced, and only in the end.
-    pub(super) fn create(location: &Path, stop: Stop) -> Result<Self, Error> {
+    /// Begins one beside its location. Only a regular file is ever replaced, and only in the end. `note` writes down the name it has
+    /// until then, before there is such a file.
+    pub(super) fn create(
+        location: &Path,
+        stop: Stop,
+        note: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         match fs::symlink_metadata(location) {
             Ok(there) if !there.is_file() => {
                 let reason = format!("{} is there and is no regular file", location.display());
@@ -88,7 +109,8 @@ impl Archive {
         if !parent.is_dir() {
             return Err(Error::invalid("location", format!("{} is no directory", parent.display())));
         }
-        let temporary = parent.join(format!(".podwright-{}", ids::random()?));
+        let temporary = parent.join(format!("{TEMPORARY}{}", ids::random()?));
+        note(&temporary)?;
         let tar = file(&temporary, stop).map_err(|source| Error::Io {
             action: "make",
             path: temporary.clone(),
@@ -193,7 +215,7 @@ mod tests {
         let location = dir.path().join("archive.tar");
         fs::write(&location, "an earlier one").unwrap();
         fs::write(dir.path().join("log"), "a line\n").unwrap();
-        let mut archive = Archive::create(&location, stop(Duration::from_secs(60))).unwrap();
+        let mut archive = Archive::create(&location, stop(Duration::from_secs(60)), |_| Ok(())).unwrap();
         archive.directory(Path::new("checkpoint")).unwrap();
         archive.bytes("config.dump", b"{}").unwrap();
         archive.growing(Path::new("container.log"), &dir.path().join("log")).unwrap();
@@ -215,13 +237,13 @@ mod tests {
     fn a_late_or_unwanted_archive_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let location = dir.path().join("archive.tar");
-        let mut archive = Archive::create(&location, stop(Duration::ZERO)).unwrap();
+        let mut archive = Archive::create(&location, stop(Duration::ZERO), |_| Ok(())).unwrap();
         let big = vec![0; 1 << 20];
         let error = archive.bytes("config.dump", &big).unwrap_err();
         assert!(error.sentence().contains("timed out"), "{}", error.sentence());
         drop(archive);
         let unwanted = stop(Duration::from_secs(60));
-        let archive = Archive::create(&location, unwanted.clone()).unwrap();
+        let archive = Archive::create(&location, unwanted.clone(), |_| Ok(())).unwrap();
         unwanted.left.store(true, Ordering::Relaxed);
         assert!(archive.finish().is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -234,7 +256,7 @@ mod tests {
         for bad in
             [dir.path().join("link"), dir.path().to_owned(), "/dev/null".into(), dir.path().join("no/file")]
         {
-            let error = Archive::create(&bad, stop(Duration::from_secs(60))).err().unwrap();
+            let error = Archive::create(&bad, stop(Duration::from_secs(60)), |_| Ok(())).err().unwrap();
             assert_eq!(error.code(), tonic::Code::InvalidArgument, "{}", bad.display());
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

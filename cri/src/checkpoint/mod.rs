@@ -3,21 +3,24 @@
 //! ```text
 //! lock the container's directory        one checkpoint of it at a time
 //! <location's directory>/.podwright-…   the archive, mode 0600, under a name of its own
-//! <container>/checkpoint/               criu's images; on its last notification, when all stands still, rootfs-diff.tar
+//! <container>/checkpoint/               that name, criu's images; on its last notification, when all stands still, rootfs-diff.tar
 //! archive written, synced, renamed to the location
 //! ```
 //!
 //! criu is the daemon's child, not the monitor's: the monitor is not asked, so every container's output flows on. The daemon
 //! knows the pid, the spec and the cgroup, which is all that criu needs. Should the daemon die, criu finds nobody at its next
-//! notification and lets the processes go on.
+//! notification and lets the processes go on; the next daemon takes away what was made so far ([`clear`]).
 //!
 //! Nothing is ever restored from an archive: what is in one was a container's, and so is hostile.
 
 mod archive;
 mod metadata;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,8 +54,14 @@ const MAX_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The directory of what is being archived, below the container's.
 const WORK: &str = "checkpoint";
 
+/// In it, the name that the archive has until it is finished.
+const UNFINISHED: &str = "archive";
+
 /// criu's images, there and in the archive.
 const IMAGES: &str = "checkpoint";
+
+/// How often the removal of that is tried again.
+const CLEAR_ATTEMPTS: usize = 10;
 
 /// criu's own general configuration for containers, as administrators know it from runc; it goes before our options.
 const CRIU_CONFIG: &str = "/etc/criu/runc.conf";
@@ -133,7 +142,15 @@ impl Job {
         let dir = self.daemon.directories(&record.sandbox).container(&record.id);
         let _lock = lock(&dir, &record.id)?;
         let work = Work::make(&dir)?;
-        let mut archive = Archive::create(&self.location, self.stop.clone())?;
+        let note = |temporary: &Path| {
+            let path = work.0.join(UNFINISHED);
+            fs::write(&path, temporary.as_os_str().as_encoded_bytes()).map_err(|source| Error::Io {
+                action: "write",
+                path,
+                source,
+            })
+        };
+        let mut archive = Archive::create(&self.location, self.stop.clone(), note)?;
         let (text, plan) = self.plan(&dir)?;
         let deleted = self.dump(&dir, &work.0, &plan)?;
         self.fill(&mut archive, &work.0, &text, &deleted)?;
@@ -290,12 +307,11 @@ fn lock(dir: &Path, id: &str) -> Result<OwnedFd, Error> {
 struct Work(PathBuf);
 
 impl Work {
-    /// A fresh one. What a daemon that died has left is removed.
+    /// A fresh one.
     fn make(dir: &Path) -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt as _;
+        clear(dir)?;
         let path = dir.join(WORK);
-        imageless::rootfs::remove_dir(&path)
-            .map_err(|error| Error::internal("remove an earlier checkpoint", error))?;
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700);
         for path in [path.clone(), path.join(IMAGES)] {
@@ -311,6 +327,31 @@ impl Drop for Work {
             tracing::warn!(%error, "what a checkpoint left cannot be removed");
         }
     }
+}
+
+/// Removes what a daemon that died while it took a checkpoint has left, of the container whose directory this is: the work, and the
+/// archive so far. Blocks. True: there was something.
+pub fn clear(dir: &Path) -> Result<bool, Error> {
+    let path = dir.join(WORK);
+    if fs::symlink_metadata(&path).is_err() {
+        return Ok(false);
+    }
+    let mut noted = Vec::new();
+    // Twice the longest path, to be sure that it is all of it.
+    let read = open_regular(&path.join(UNFINISHED)).and_then(|file| file.take(8192).read_to_end(&mut noted));
+    if read.is_ok() {
+        archive::remove_unfinished(Path::new(OsStr::from_bytes(&noted)));
+    }
+    let mut removed = imageless::rootfs::remove_dir(&path);
+    // A criu that has not noticed yet may add a file behind the removal's back, until its directory is gone.
+    for _ in 0..CLEAR_ATTEMPTS {
+        if removed.is_ok() {
+            break;
+        }
+        removed = imageless::rootfs::remove_dir(&path);
+    }
+    removed.map_err(|error| Error::internal("remove an earlier checkpoint", error))?;
+    Ok(true)
 }
 
 /// A file that is to be read whole, opened without following a link and without waiting for anybody.
@@ -330,6 +371,24 @@ mod tests {
         assert_eq!(limit(7).unwrap(), Duration::from_secs(7));
         assert_eq!(limit(i64::MAX).unwrap(), MAX_LIMIT);
         assert!(limit(-1).is_err());
+    }
+
+    #[test]
+    fn what_a_dead_daemon_left_is_cleared_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!clear(dir.path()).unwrap());
+        let (unfinished, other) = (dir.path().join(".podwright-0123"), dir.path().join("finished.tar"));
+        for noted in [&unfinished, &other, &PathBuf::from(".podwright-relative"), &PathBuf::new()] {
+            fs::write(&unfinished, "half").unwrap();
+            fs::write(&other, "whole").unwrap();
+            let work = std::mem::ManuallyDrop::new(Work::make(dir.path()).unwrap());
+            fs::write(work.0.join(UNFINISHED), noted.as_os_str().as_bytes()).unwrap();
+            fs::write(work.0.join(IMAGES).join("pages-1.img"), "memory").unwrap();
+            assert!(clear(dir.path()).unwrap());
+            assert!(!work.0.exists());
+            assert_eq!(unfinished.exists(), *noted != unfinished);
+            assert!(other.exists());
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::cgroup::Cgroup;
 use runtime::monitor::protocol::Op;
 use tokio::task::JoinSet;
 use tracing::debug_span;
@@ -248,6 +249,14 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         daemon.networks.ports.restore(&id, &pod);
     }
     let detach_later = network.is_some() && !same_boot && !stopped;
+    let containers = {
+        let (daemon, dirs) = (daemon.clone(), dirs.clone());
+        blocking(debug_span!("clear_checkpoints"), move || {
+            clear_checkpoints(&daemon, &dirs, &containers);
+            Ok(containers)
+        })
+        .await?
+    };
     let mut views = BTreeMap::new();
     for container in containers {
         let name = container.config.metadata.clone().unwrap_or_default();
@@ -300,6 +309,30 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// What checkpoints left that the last daemon died in. They were taken of containers that are to go on.
+fn clear_checkpoints(daemon: &Daemon, dirs: &Directories, containers: &[ContainerRecord]) {
+    for container in containers {
+        match crate::checkpoint::clear(&dirs.container(&container.id)) {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::warn!(container = %container.id, "a checkpoint of it was not finished, and is taken away");
+                // criu thaws it, unless it died too. It fails anyway: nobody is there to answer it.
+                let path = daemon.cgroup_path(&container.cgroups_path, &container.id).ok();
+                let cgroup = path.and_then(|path| Cgroup::open(&daemon.hierarchies, &path).ok());
+                if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_frozen() == Ok(true))
+                    && let Err(failure) = cgroup.thaw()
+                {
+                    tracing::warn!(container = %container.id, %failure, "it cannot be thawed");
+                }
+            }
+            Err(error) => {
+                let error = error.sentence();
+                tracing::warn!(container = %container.id, error, "what a checkpoint left cannot be removed");
+            }
+        }
+    }
 }
 
 /// Containers that the last daemon did not finish making; nobody knows their ids.
