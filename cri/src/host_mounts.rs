@@ -6,13 +6,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use imageless::Library;
+use imageless::relabel::{self, RelabelError};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::Error;
 use crate::image;
 use crate::translate::{MountRequest, MountSource, Propagation, RequestedSource, SourcePropagation};
+
+/// How long a container's mounts may take to be labelled: less than kubelet waits.
+const RELABEL_DEADLINE: Duration = Duration::from_secs(90);
 
 /// A source, and the id of the image that it is of.
 #[derive(Debug)]
@@ -46,6 +51,39 @@ pub fn sources(library: &Library, requests: &[MountRequest]) -> Result<Vec<Found
             Ok(Found { source: MountSource { path, propagation }, image })
         })
         .collect()
+}
+
+/// Gives the sources that ask for it the label of the container's files. What asks in vain is said in the log: kubelet asks only
+/// where SELinux is on.
+pub fn relabel(requests: &[MountRequest], sources: &[MountSource], label: Option<&str>) -> Result<(), Error> {
+    let deadline = Instant::now() + RELABEL_DEADLINE;
+    for (index, (request, source)) in requests.iter().zip(sources).enumerate() {
+        if !request.selinux_relabel {
+            continue;
+        }
+        let field = format!("config.mounts[{index}].selinux_relabel");
+        let path = &source.path;
+        match (&request.source, label) {
+            (RequestedSource::Image { .. }, _) => {
+                tracing::warn!(field, path = %path.display(), "ignored: no image is ever changed");
+            }
+            (RequestedSource::Host(_), None) => {
+                tracing::warn!(field, path = %path.display(), "ignored: the container has no SELinux label");
+            }
+            (RequestedSource::Host(_), Some(label)) => {
+                relabel::relabel(path, label, deadline).map_err(|error| match error {
+                    RelabelError::System(_) => Error::invalid(field, error.to_string()),
+                    RelabelError::Late(_) => {
+                        Error::DeadlineExceeded { what: error.to_string(), limit: RELABEL_DEADLINE }
+                    }
+                    RelabelError::Kernel { path, source } => {
+                        Error::Io { action: "label", path, source: source.into() }
+                    }
+                })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The path with its links followed, made if it is not there.

@@ -42,6 +42,7 @@ pub mod library;
 mod places;
 mod records;
 pub mod reference;
+pub mod relabel;
 pub mod rootfs;
 pub mod seal;
 pub mod size;

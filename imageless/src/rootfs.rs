@@ -40,15 +40,17 @@ pub const WORK: &str = "work";
 
 /// How a root is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverlayOptions {
+pub struct OverlayOptions<'a> {
     /// Leave out syncs of the writable layer.
     pub volatile: bool,
+    /// The SELinux label of all files in it. None: those that they have. Refused where SELinux is off.
+    pub context: Option<&'a str>,
 }
 
-impl Default for OverlayOptions {
+impl Default for OverlayOptions<'_> {
     /// Volatile: a writable layer does not outlive its container.
     fn default() -> Self {
-        Self { volatile: true }
+        Self { volatile: true, context: None }
     }
 }
 
@@ -121,7 +123,7 @@ fn log_text(log: &str) -> String {
 pub fn mount_overlay(
     lower: BorrowedFd<'_>,
     container_dir: &Path,
-    options: OverlayOptions,
+    options: OverlayOptions<'_>,
 ) -> Result<RootMount, RootError> {
     let dir = open_container_dir(container_dir)?;
     // Made by us or not at all: a failure below must not take away somebody else's layer.
@@ -195,7 +197,7 @@ fn mount(
     lower: BorrowedFd<'_>,
     upper: BorrowedFd<'_>,
     work: BorrowedFd<'_>,
-    options: OverlayOptions,
+    options: OverlayOptions<'_>,
 ) -> Result<OwnedFd, RootError> {
     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(RootError::Open)?;
     let failed = |step, source| RootError::Mount { step, log: kernel_log(fs.as_fd()), source };
@@ -211,6 +213,9 @@ fn mount(
     for key in ["index", "metacopy", "nfs_export"] {
         optional(rustix::mount::fsconfig_set_string(&fs, key, "off"))
             .map_err(|source| failed(key, source))?;
+    }
+    if let Some(label) = options.context {
+        set("context", label)?;
     }
     if options.volatile {
         optional(rustix::mount::fsconfig_set_flag(&fs, "volatile"))
@@ -246,7 +251,7 @@ fn is_detached(lower: BorrowedFd<'_>) -> bool {
 fn mount_detached(
     lower: BorrowedFd<'_>,
     container_dir: &Path,
-    options: OverlayOptions,
+    options: OverlayOptions<'_>,
 ) -> Result<OwnedFd, RootError> {
     let thread = std::thread::Builder::new().name("idmap".to_owned()).stack_size(256 << 10);
     let failed = |step, source| RootError::Mount { step, log: String::new(), source };
@@ -263,7 +268,7 @@ fn mount_detached(
 fn mount_from_inside(
     lower: BorrowedFd<'_>,
     container_dir: &Path,
-    options: OverlayOptions,
+    options: OverlayOptions<'_>,
 ) -> Result<OwnedFd, RootError> {
     let failed = |step| move |source| RootError::Mount { step, log: String::new(), source };
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)

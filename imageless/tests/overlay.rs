@@ -85,7 +85,12 @@ fn writes_stay_in_the_container_and_the_entry_never_changes() {
     // Two containers of one entry see nothing of each other.
     let second = temp.path().join("second");
     fs::create_dir(&second).unwrap();
-    let other = mount_overlay(open(&lower).as_fd(), &second, OverlayOptions { volatile: false }).unwrap();
+    let other = mount_overlay(
+        open(&lower).as_fd(),
+        &second,
+        OverlayOptions { volatile: false, ..Default::default() },
+    )
+    .unwrap();
     assert_eq!(read(&other, "gone"), "soon");
     assert!(!second.join("work/work/incompat").exists());
 

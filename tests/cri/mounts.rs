@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use podwright_tests::{BusyboxRoot, ContainerBuilder, Node, Outcome, Pod, PodBuilder, v1};
+use podwright_tests::{BusyboxRoot, ContainerBuilder, Node, Outcome, Pod, PodBuilder, skip, v1};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use tonic::{Code, Status};
 
@@ -421,5 +421,35 @@ fn hugetlbfs_can_be_a_volume_and_a_termination_log_is_one_file() -> Outcome {
     let _huge = HostMount(huge.clone());
     let output = pod.sh("grep -c ' /data hugetlbfs ' /proc/mounts").mount(&huge, "/data", false).output()?;
     assert_eq!(output, "1\n");
+    Ok(())
+}
+
+#[test]
+fn labels_that_mean_nothing_here_are_said_to_be_ignored() -> Outcome {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        skip::skip("labels_that_mean_nothing_here_are_said_to_be_ignored", "SELinux is on here");
+        return Ok(());
+    }
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "labels").run(&node)?;
+    let data = node.path().join("data");
+    fs::create_dir(&data)?;
+    let relabelled = with_mount(pod.sh("touch /data/made && echo done"), |mount| {
+        mount.container_path = "/data".to_owned();
+        mount.host_path = data.to_string_lossy().into_owned();
+        mount.selinux_relabel = true;
+    });
+    let container = relabelled.security(|security| {
+        security.selinux_options =
+            Some(v1::SeLinuxOption { r#type: "spc_t".to_owned(), ..Default::default() });
+    });
+    let container = container.start()?;
+    assert_eq!(container.wait()?.exit_code, 0);
+    assert!(container.status()?.mounts[0].selinux_relabel, "told back as it was asked for");
+    assert!(data.join("made").exists());
+    let log = fs::read_to_string(node.daemon_log())?;
+    for wanted in ["config.mounts[0].selinux_relabel", "its selinux_options are ignored"] {
+        assert!(log.contains(wanted), "{wanted} is not in the log");
+    }
     Ok(())
 }

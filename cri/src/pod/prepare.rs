@@ -133,6 +133,13 @@ fn steps(
         selinux_level: None,
     })?;
 
+    let selinux = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    if !daemon.host.selinux && container.security.selinux.as_ref().or(pod.security.selinux.as_ref()).is_some()
+    {
+        tracing::warn!(container = %new.id, "its selinux_options are ignored: SELinux is off on this node");
+    }
+    debug_span!("selinux")
+        .in_scope(|| host_mounts::relabel(&container.mounts, &mount_sources, selinux.as_deref()))?;
     debug_span!("cdi").in_scope(|| {
         cdi::inject(&mut spec, &container.cdi_devices, &daemon.config().devices.cdi_spec_dirs)
     })?;
@@ -142,9 +149,9 @@ fn steps(
         None => None,
     };
     let lower = mapped.as_ref().map_or(entry.tree(), AsFd::as_fd);
-    let mounted = debug_span!("mount_rootfs").in_scope(|| {
-        imageless::rootfs::mount_overlay(lower, dir, imageless::rootfs::OverlayOptions::default())
-    });
+    let options = imageless::rootfs::OverlayOptions { context: selinux.as_deref(), ..Default::default() };
+    let mounted =
+        debug_span!("mount_rootfs").in_scope(|| imageless::rootfs::mount_overlay(lower, dir, options));
     let mounted = mounted.map_err(|error| root_error(&new.id, &entry, error))?;
     let mut fds = vec![mounted.mount];
     if let Some(program) =

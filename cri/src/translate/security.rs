@@ -248,14 +248,14 @@ pub(super) fn apparmor(inputs: &ContainerInputs<'_>) -> Result<Option<String>, E
     }
 }
 
-/// The labels of the process and of its mounts; None where SELinux is off or the container is privileged.
+/// The labels of the process and of its mounts; None where SELinux is off, nobody asks for it, or the container is privileged.
 pub(super) fn selinux(inputs: &ContainerInputs<'_>) -> Option<(String, String)> {
     let security = &inputs.container.security;
     if !inputs.host.selinux || security.privileged {
         return None;
     }
-    let given = security.selinux.as_ref().or(inputs.pod.security.selinux.as_ref());
-    let given = given.cloned().unwrap_or_default();
+    // As with containerd as it is installed: who asks for nothing has the daemon's domain, and files keep their labels.
+    let given = security.selinux.as_ref().or(inputs.pod.security.selinux.as_ref())?.clone();
     let or = |part: String, default: &str| if part.is_empty() { default.to_owned() } else { part };
     let level = or(given.level, inputs.selinux_level.unwrap_or("s0"));
     let user = or(given.user, "system_u");

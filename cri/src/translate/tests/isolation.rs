@@ -244,6 +244,9 @@ fn selinux_labels_are_completed() {
     assert_eq!(labels(&f), both("u:system_r:container_t:s0:c7", "u:object_r:container_file_t:s0:c7"));
     f.privileged();
     assert_eq!(labels(&f), (None, None));
+    let mut f = fixture();
+    f.host.selinux = true;
+    assert_eq!(labels(&f), (None, None), "nobody asks for it");
 }
 
 #[test]
