@@ -110,6 +110,11 @@ fn kernel_filesystems_are_the_pods_own() -> Outcome {
         .security(|security| {
             security.capabilities =
                 Some(v1::Capability { add_capabilities: vec!["ALL".to_owned()], ..Default::default() });
+            // The default profile of AppArmor, where there is one, refuses mounts by itself.
+            security.apparmor = Some(v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+                localhost_ref: String::new(),
+            });
         })
         .output()?;
     assert_eq!(container, "other\nno node\nno sysctl\n");

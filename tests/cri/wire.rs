@@ -101,3 +101,30 @@ fn runtime_config_names_the_cgroup_driver() -> Outcome {
     })?;
     Ok(())
 }
+
+/// The README's tables say what becomes of each field.
+#[test]
+fn the_readme_tells_of_every_field() {
+    let readme = include_str!("../../README.md");
+    let (_, told) = readme.split_once("## What becomes of each field").expect("the tables");
+    let contract = super::absurd::contract();
+    let mut missing = Vec::new();
+    for message in [
+        "LinuxContainerSecurityContext",
+        "LinuxSandboxSecurityContext",
+        "NamespaceOption",
+        "Mount",
+        "LinuxContainerResources",
+        "LinuxPodSandboxConfig",
+    ] {
+        // Those that are messages with tables or rows of their own.
+        let own = ["namespace_options", "security_context", "resources", "target_id"];
+        for field in contract[message].iter().filter(|field| !own.contains(&field.name.as_str())) {
+            let name = &field.name;
+            if !told.contains(&format!("`{name}`")) && !told.contains(&format!("namespace_options.{name}`")) {
+                missing.push(format!("{message}.{name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -107,18 +107,21 @@ fn take(rest: &mut &[u8]) -> Result<u64> {
 }
 
 impl Client {
-    /// Sends bytes to a method such as `/runtime.v1.RuntimeService/Version` and gives the answer's bytes. No answer within a
-    /// minute is `DEADLINE_EXCEEDED`.
+    /// Sends bytes to a method such as `/runtime.v1.RuntimeService/Version` and gives the answer's bytes; of a stream its first
+    /// message, empty if it has none. No answer within a minute is `DEADLINE_EXCEEDED`.
     pub fn raw(&self, path: &'static str, request: Vec<u8>) -> Result<Wire, Status> {
         let mut grpc = tonic::client::Grpc::new(self.channel().clone());
         let call = async {
             grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let path = http::uri::PathAndQuery::from_static(path);
-            grpc.unary(tonic::Request::new(request), path, Bytes).await
+            // Of a call that is no stream this is the one answer.
+            let answers = grpc.server_streaming(tonic::Request::new(request), path, Bytes).await?;
+            let mut answers = answers.into_inner();
+            Ok(answers.message().await?.unwrap_or_default())
         };
         let answer = self.block_on(async { tokio::time::timeout(seconds(60), call).await });
         let answer = answer.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer")));
-        answer.map(|answer| Wire(answer.into_inner()))
+        answer.map(Wire)
     }
 }
 
