@@ -31,6 +31,9 @@ use crate::{check, ids, select};
 /// How long a killed container may take to be gone; only what hangs in the kernel takes long.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a signal waits for a broken connection to its monitor to be made again.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The longest grace period, which keeps arithmetic on deadlines in range.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -91,14 +94,31 @@ pub async fn stop(daemon: &Daemon, request: StopContainerRequest) -> Result<(), 
     Err(Error::DeadlineExceeded { what, limit: KILL_DEADLINE })
 }
 
-/// Sends a signal to a container's init, or SIGKILL to all of it.
+/// Sends a signal to a container's init, or SIGKILL to all of it. One that has ended needs none.
 async fn signal(found: &Found, signal: i32, all: bool) -> Result<(), Error> {
-    let container = found.container.record.id.clone();
-    // The pod as it is now: it may have been stopped meanwhile, and then there is nobody to signal.
-    let Some(monitor) = found.pod.view().monitor.clone() else { return Ok(()) };
-    match monitor.order(Op::Kill { container, signal, all }).await {
-        Ok(()) | Err(ClientError::Gone) => Ok(()),
-        Err(error) => Err(client_error(found, error)),
+    let id = &found.container.record.id;
+    let mut views = found.pod.views();
+    loop {
+        // The pod as it is now: it may have been stopped meanwhile, and then there is nobody to signal.
+        let view = views.borrow_and_update().clone();
+        if view.containers.get(id).is_none_or(|container| !container.alive()) {
+            return Ok(());
+        }
+        let unreachable = if let Some(monitor) = &view.monitor {
+            match monitor.order(Op::Kill { container: id.clone(), signal, all }).await {
+                Ok(()) => return Ok(()),
+                Err(gone @ ClientError::Gone) => client_error(found, gone),
+                Err(error) => return Err(client_error(found, error)),
+            }
+        } else {
+            client_error(found, ClientError::Gone)
+        };
+        // Either the connection is being made again, or the monitor has died, which ends the container.
+        match tokio::time::timeout(RECONNECT_DEADLINE, views.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Ok(()),
+            Err(_) => return Err(unreachable),
+        }
     }
 }
 

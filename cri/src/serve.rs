@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde_json::json;
@@ -262,7 +262,12 @@ impl Identity {
     }
 }
 
-/// Takes both directories; they are held for as long as the descriptors are.
+/// How long a directory that is in use is waited for. A process that a daemon was just starting when it was killed holds the daemon's
+/// locks until it executes its program, a moment later, and the next daemon may be quicker.
+const LOCK_DEADLINE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+
+/// Takes both directories; they are held for as long as the descriptors are. Blocks, before anything is served.
 fn lock(config: &Config) -> Result<[File; 2], Error> {
     let one = |directory: &Path| {
         let failed = |source| Error::Io { action: "lock", path: directory.to_owned(), source };
@@ -270,14 +275,23 @@ fn lock(config: &Config) -> Result<[File; 2], Error> {
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         let path = directory.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::FailedPrecondition {
-                what: "directory",
-                id: directory.display().to_string(),
-                reason: "another podwrightd uses it; give each its own paths.state and paths.run".into(),
-            }),
-            Err(errno) => Err(failed(errno.into())),
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(Error::FailedPrecondition {
+                        what: "directory",
+                        id: directory.display().to_string(),
+                        reason: "another podwrightd uses it; give each its own paths.state and paths.run"
+                            .into(),
+                    });
+                }
+                Err(errno) => return Err(failed(errno.into())),
+            }
         }
     };
     Ok([one(&config.paths.state)?, one(&config.paths.run)?])

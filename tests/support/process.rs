@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::fd::AsFd as _;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 use crate::{Deadline, watch};
 
@@ -29,6 +29,33 @@ pub fn wait_gone(number: u32, deadline: Deadline) -> Result<()> {
         Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error).context("pidfd_open"),
     }
+}
+
+/// Shuts down every connection of packets (unix(7), `SOCK_SEQPACKET`) that the process has, from under it.
+pub fn break_connections(number: u32) -> Result<()> {
+    let sockets = fs::read_to_string("/proc/net/unix")?;
+    // Num RefCount Protocol Flags Type St Inode Path; type 5 is SOCK_SEQPACKET, state 3 is connected.
+    let connected: Vec<String> = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.len() > 6 && fields[4] == "0005" && fields[5] == "03")
+        .map(|fields| format!("socket:[{}]", fields[6]))
+        .collect();
+    let process = pidfd_open(pid(number)?, PidfdFlags::empty())?;
+    let mut broken = 0;
+    for entry in fs::read_dir(format!("/proc/{number}/fd"))? {
+        let entry = entry?;
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        if connected.iter().any(|socket| target.as_os_str() == socket.as_str())
+            && let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+        {
+            let socket = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())?;
+            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both)?;
+            broken += 1;
+        }
+    }
+    ensure!(broken > 0, "process {number} has no connection");
+    Ok(())
 }
 
 /// One process of `/proc`.

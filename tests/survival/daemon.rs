@@ -55,6 +55,36 @@ fn kill_9_while_a_container_writes_loses_no_line_and_no_exit() -> Outcome {
 }
 
 #[test]
+fn more_ends_than_fit_into_a_monitors_answer_are_all_known_to_the_next_daemon() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "failures").run(&node)?;
+    let lives = pod.command(&["sleep", "1000"]).name("lives").start()?;
+    // Each failure tells the program's path, of almost as many bytes as a path can have.
+    let program = "/no".repeat(1300);
+    let mut failed = Vec::new();
+    for number in 0..40 {
+        let container = pod.command(&[&program]).name(&format!("failed-{number}")).create()?;
+        assert!(container.start().is_err());
+        failed.push(container);
+    }
+    node.kill9()?;
+    node.launch()?;
+    let client = node.client()?;
+    assert_eq!(
+        client.container(&lives.id)?.state(),
+        v1::ContainerState::ContainerRunning,
+        "{}",
+        node.log_tail()
+    );
+    for container in &failed {
+        let status = client.container(&container.id)?;
+        assert_eq!(status.exit_code, 127, "{status:?}");
+        assert!(status.message.contains(&program), "{status:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_oom_kill_in_the_gap_keeps_its_reason() -> Outcome {
     let node = Node::start()?;
     let data = node.path().join("data");

@@ -58,6 +58,47 @@ fn a_monitor_lost_while_no_daemon_runs_is_found_by_the_next() -> Outcome {
 }
 
 #[test]
+fn a_broken_connection_is_made_again_and_costs_no_pod() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "broken").run(&node)?;
+    let container = pod.sh("trap 'exit 5' TERM; echo up; while :; do sleep 1000 & wait; done").start()?;
+    container.wait_for_log_line("up")?;
+    let monitor = node.monitor_of(&pod.id)?;
+
+    process::break_connections(monitor)?;
+    // The stop signal waits for the new connection, and comes.
+    container.stop(60)?;
+    assert_eq!(container.status()?.exit_code, 5, "{:?}", container.status()?);
+    assert_eq!(pod.status()?.state(), v1::PodSandboxState::SandboxReady);
+    assert_eq!(node.monitor_of(&pod.id)?, monitor);
+    assert_eq!(pod.sh("echo again").output()?, "again\n");
+
+    process::break_connections(monitor)?;
+    pod.stop()?;
+    process::wait_gone(monitor, Deadline::in_seconds(20))?;
+    pod.remove()?;
+    Ok(())
+}
+
+#[test]
+fn an_exit_behind_a_broken_connection_is_told() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "broken").run(&node)?;
+    let container = pod.sh("trap 'exit 5' TERM; echo up; while :; do sleep 1000 & wait; done").start()?;
+    container.wait_for_log_line("up")?;
+    let pid = container.pid()?;
+    let daemon = node.daemon_pid()?;
+    process::signal(daemon, Signal::STOP)?;
+    process::break_connections(node.monitor_of(&pod.id)?)?;
+    process::signal(pid, Signal::TERM)?;
+    process::wait_gone(pid, Deadline::in_seconds(20))?;
+    process::signal(daemon, Signal::CONT)?;
+    let status = container.wait()?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (5, "Error"), "{status:?}");
+    Ok(())
+}
+
+#[test]
 fn a_pause_that_dies_makes_the_pod_not_ready() -> Outcome {
     let node = Node::start()?;
     let pod = PodBuilder::new(&node, "pause").run(&node)?;

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A packet is sent whole or not at all, so requests need no order and no lock; one reader task hands every answer to who
-//! asked. The end of the connection is the end of the monitor: nothing is concluded from a time that has passed. See
+//! asked. The end of the connection is not the end of the monitor, which closes one that it cannot serve: only a socket that nobody
+//! listens on proves that, and nothing is concluded from a time that has passed. See [`take_up`] and
 //! [`runtime::monitor::protocol`].
 
 mod launch;
@@ -42,6 +43,10 @@ const MAX_IN_FLIGHT: usize = 64;
 /// Events not yet taken by the pod's task; the reader waits when it is full, and so, in the end, does the monitor.
 const EVENT_QUEUE: usize = 256;
 
+/// How long after a connection that failed the next is tried: at first, and in the end.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
 /// The length of a trace, in hexadecimal digits.
 const TRACE_DIGITS: usize = 16;
 
@@ -51,8 +56,8 @@ const PROTOCOLS: [u32; 1] = [PROTOCOL];
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The connection has ended: the monitor has died, or was told to.
-    #[error("the pod's monitor is gone")]
+    /// The connection has ended.
+    #[error("the connection to the pod's monitor has ended")]
     Gone,
     /// The monitor did what was asked, and it failed.
     #[error(transparent)]
@@ -75,12 +80,20 @@ impl ClientError {
     /// Whether this proves that no monitor serves the socket any more.
     pub fn is_gone(&self) -> bool {
         match self {
-            Self::Gone => true,
             Self::Connect(error) => matches!(
                 error.raw_os_error().map(Errno::from_raw_os_error),
-                Some(Errno::CONNREFUSED | Errno::NOENT | Errno::CONNRESET | Errno::PIPE)
+                Some(Errno::CONNREFUSED | Errno::NOENT)
             ),
             _ => false,
+        }
+    }
+
+    /// Whether trying again can end otherwise.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Gone | Self::Send(_) | Self::Slow(_) => true,
+            Self::Connect(_) => !self.is_gone(),
+            Self::Failed(_) | Self::Protocol(_) => false,
         }
     }
 }
@@ -159,6 +172,24 @@ pub async fn connect(run_dir: &Path, deadline: Duration) -> Result<Connected, Cl
             Ok(Connected { client, hello, notices })
         }
         Ok(Ok(other)) => Err(ClientError::Protocol(format!("{other:?}"))),
+    }
+}
+
+/// Connects to a monitor that may be there, and does not give up before it has answered or is proved to be gone.
+///
+/// # Errors
+/// [`ClientError::is_gone`]; or what no patience mends: a monitor that does not speak our protocol.
+pub async fn take_up(run_dir: &Path) -> Result<Connected, ClientError> {
+    let mut wait = RETRY_FIRST;
+    loop {
+        match connect(run_dir, Duration::MAX).await {
+            Err(error) if error.may_pass() => {
+                tracing::debug!(%error, ?wait, "a monitor is tried again");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_LAST);
+            }
+            other => return other,
+        }
     }
 }
 

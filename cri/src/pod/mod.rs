@@ -136,6 +136,11 @@ impl PodHandle {
         }
     }
 
+    /// What the pod looks like, now and after each change.
+    pub fn views(&self) -> watch::Receiver<Arc<PodView>> {
+        self.view.clone()
+    }
+
     /// Waits until the container has exited or is gone. False: the deadline came first.
     pub async fn wait_exit(&self, container: &str, limit: Duration) -> bool {
         let mut view = self.view.clone();

@@ -39,17 +39,7 @@ impl PodTask {
         if self.view.record.phase == SandboxPhase::Stopped {
             return Ok(());
         }
-        if !self.wait_connected(REQUEST_DEADLINE).await {
-            let what = format!("the monitor of pod {}", self.view.name());
-            return Err(Error::Unavailable { what, source: None });
-        }
-        if self.view.monitor.is_some() {
-            match self.end_monitor().await {
-                Ok(()) => {}
-                Err(ClientError::Gone) => self.lose_monitor().await,
-                Err(error) => return Err(self.failed("pod sandbox", &self.view.record.id, error)),
-            }
-        }
+        self.end_processes().await?;
         crate::network::detach(&self.daemon, &self.dirs, &self.view.record.id).await?;
         self.view.network = None;
         let record = SandboxRecord { phase: SandboxPhase::Stopped, ..(*self.view.record).clone() };
@@ -67,6 +57,27 @@ impl PodTask {
         let id = self.view.record.id.clone();
         self.announce(&id, ContainerEventType::ContainerStoppedEvent);
         Ok(())
+    }
+
+    /// Has the monitor end with all that it runs; a second time, if the connection breaks the first.
+    async fn end_processes(&mut self) -> Result<(), Error> {
+        let mut again = true;
+        loop {
+            if !self.wait_connected(REQUEST_DEADLINE).await {
+                let what = format!("the monitor of pod {}", self.view.name());
+                return Err(Error::Unavailable { what, source: None });
+            }
+            if self.view.monitor.is_none() {
+                // It has died, and what it left was killed then.
+                return Ok(());
+            }
+            match self.end_monitor().await {
+                Ok(()) => return Ok(()),
+                Err(ClientError::Gone) if again => self.reconnect().await,
+                Err(error) => return Err(self.failed("pod sandbox", &self.view.record.id, error)),
+            }
+            again = false;
+        }
     }
 
     /// Has the monitor kill everything and end, and takes its last notices.

@@ -14,12 +14,15 @@ use tracing::Instrument as _;
 use super::{Asked, COMMAND_QUEUE, Command, ContainerState, ContainerView, Directories, PodHandle, PodView};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice, Process};
+use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice, Process, take_up};
 use crate::v1::ContainerEventType;
 
 /// How long the monitor may take for one request. It is far above what any takes, because the answer to a slow disk is
 /// patience; after it the request is reported as failed, and nothing is concluded about the monitor.
 pub(super) const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a broken connection may take to be made again before other requests get their turn.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The owner of a pod's state.
 #[derive(Debug)]
@@ -80,8 +83,7 @@ impl PodTask {
     async fn run(mut self) {
         while !self.removed {
             if self.monitor_lost {
-                self.monitor_lost = false;
-                self.lose_monitor().await;
+                self.reconnect().await;
             }
             tokio::select! {
                 biased;
@@ -103,6 +105,16 @@ impl PodTask {
         if !self.wait_connected(limit).await {
             tracing::warn!(pod = %self.view.name(), "the pod's monitor is slow to answer: its containers are unknown until then");
         }
+    }
+
+    /// The connection has ended. If the monitor has not, it is taken up again.
+    pub(super) async fn reconnect(&mut self) {
+        tracing::warn!(pod = %self.view.name(), "the connection to the pod's monitor has ended");
+        self.monitor_lost = false;
+        self.notices = None;
+        self.view.monitor = None;
+        let run = self.dirs.run.clone();
+        self.connect(tokio::spawn(async move { take_up(&run).await }), RECONNECT_DEADLINE).await;
     }
 
     /// The connection, for who has to clean up through it.
@@ -141,26 +153,43 @@ impl PodTask {
         if let Some(process) = Process::foreign(hello.pid) {
             client.is_process(process);
         }
-        let ids: Vec<String> = self.view.containers.keys().cloned().collect();
-        for id in ids {
-            let Some(report) = hello.containers.iter().find(|report| report.id == id) else { continue };
-            let state = match (report.state, report.pid, &report.exit) {
-                (_, _, Some(exit)) => ContainerState::Exited(exit.clone()),
+        self.view.monitor = Some(client);
+        self.notices = Some(notices);
+        for report in hello.containers {
+            let state = match (report.state, report.pid, report.exit) {
+                (_, _, Some(exit)) => {
+                    self.exited(&report.id, exit);
+                    continue;
+                }
                 (Reported::Created, Some(pid), None) => ContainerState::Created { pid },
                 (Reported::Running, Some(pid), None) => {
                     ContainerState::Running { pid, started_at_ns: report.started_at_ns.unwrap_or(0) }
                 }
+                // Its exit is on disk: there were too many to be told.
                 (_, _, None) => ContainerState::Unknown,
             };
-            self.set_state(&id, state);
+            match self.view.containers.get(&report.id) {
+                Some(known) if known.alive() => self.set_state(&report.id, state),
+                Some(_) => {}
+                None => self.delete_unknown(report.id).await,
+            }
+        }
+        if self.view.pause.is_some() && hello.pause.is_none() {
+            self.take(Notice::Event(Event::PauseExited));
         }
         self.view.ready = hello.pause.is_some();
         self.view.pause = hello.pause;
-        self.view.monitor = Some(client);
-        self.notices = Some(notices);
         self.publish();
         // Those that the monitor does not know have ended, whenever that was.
         self.end_unknown().await;
+    }
+
+    /// A container of the monitor's that is none of ours: its creation failed while nobody could undo it.
+    async fn delete_unknown(&mut self, container: String) {
+        tracing::warn!(container = %short(&container), "the monitor has a container that was never made: it is deleted");
+        if let Err(error) = self.order(Op::Delete { container }).await {
+            tracing::warn!(%error, "it cannot be deleted");
+        }
     }
 
     async fn execute(&mut self, command: Command) {

@@ -293,7 +293,7 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         remove_half_made(daemon, &id, &half_made, None).await;
         task.end_all_unseen("NodeRebooted", "the node was rebooted while it ran").await;
     } else {
-        let connecting = tokio::spawn(async move { monitor_client::connect(&dirs.run, Duration::MAX).await });
+        let connecting = tokio::spawn(async move { monitor_client::take_up(&dirs.run).await });
         task.connect(connecting, HELLO_DEADLINE).await;
         remove_half_made(daemon, &id, &half_made, task.monitor()).await;
     }

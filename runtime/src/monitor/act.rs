@@ -78,6 +78,10 @@ impl Server {
             tracing::debug!(%failure, "a request failed");
         }
         let greets = matches!(result, Ok(Reply::Hello(_)));
+        let result = match result {
+            Ok(Reply::Hello(hello)) => Ok(Reply::Hello(hello.fit(|id| self.is_saved(id)))),
+            other => other,
+        };
         self.send(number, &Message::Reply { id: caller.request, result }, fds);
         if greets && let Some(connection) = self.connections.get_mut(&number) {
             connection.greeted = true;

@@ -261,6 +261,28 @@ pub struct Hello {
     pub containers: Vec<ContainerReport>,
 }
 
+impl Hello {
+    /// Leaves out ends where all of them are too long for one packet: first those that are on disk, by id, to be read there; then, which
+    /// takes hundreds of containers on a full disk, all. A container's end may be unknown, its pod must not be.
+    #[must_use]
+    pub(super) fn fit(mut self, is_on_disk: impl Fn(&str) -> bool) -> Self {
+        // What is around it in its packet.
+        const AROUND_BYTES: usize = 256;
+        let fits = |hello: &Self| {
+            serde_json::to_vec(hello).is_ok_and(|bytes| bytes.len() + AROUND_BYTES <= MAX_MESSAGE_BYTES)
+        };
+        for all in [false, true] {
+            if fits(&self) {
+                break;
+            }
+            for report in self.containers.iter_mut().filter(|report| all || is_on_disk(&report.id)) {
+                report.exit = None;
+            }
+        }
+        self
+    }
+}
+
 /// A container as its monitor sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerReport {
@@ -272,7 +294,7 @@ pub struct ContainerReport {
     pub state: ContainerState,
     /// When it executed its program, in nanoseconds since the epoch.
     pub started_at_ns: Option<i64>,
-    /// Its end.
+    /// Its end. None for one that has exited: it is to be read from disk.
     pub exit: Option<ExitRecord>,
 }
 
@@ -349,5 +371,48 @@ mod tests {
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"id":7,"op":{"start":{"container":"c1"}}}"#);
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+    }
+
+    fn hello(ends: usize, message_bytes: usize) -> Hello {
+        let exit = ExitRecord {
+            exit_code: 127,
+            signal: None,
+            oom_killed: false,
+            started_at_ns: None,
+            finished_at_ns: 1_800_000_000_000_000_000,
+            start_failure: Some(Failure::because(crate::Step::Exec, "x".repeat(message_bytes))),
+        };
+        let report = |number| ContainerReport {
+            id: format!("{number:064}"),
+            pid: None,
+            state: ContainerState::Exited,
+            started_at_ns: None,
+            exit: Some(exit.clone()),
+        };
+        Hello {
+            protocol: PROTOCOL,
+            pid: i32::MAX,
+            pause: Some(i32::MAX),
+            containers: (0..ends).map(report).collect(),
+        }
+    }
+
+    #[test]
+    fn a_hello_fits_its_packet_whatever_has_ended() {
+        let told = |hello: &Hello| hello.containers.iter().filter(|report| report.exit.is_some()).count();
+        let fits = |hello: &Hello| {
+            let message = Message::Reply { id: u64::MAX, result: Ok(Reply::Hello(hello.clone())) };
+            super::super::wire::encode(&message).is_ok()
+        };
+        let most = super::super::pod::MAX_CONTAINERS;
+        let few = hello(20, 1000).fit(|_| true);
+        assert_eq!(told(&few), 20);
+        let odd = |id: &str| id.ends_with(['1', '3', '5', '7', '9']);
+        let some_on_disk = hello(40, 5000).fit(odd);
+        assert!(fits(&some_on_disk));
+        assert_eq!(told(&some_on_disk), 20);
+        let none_on_disk = hello(most, 60_000).fit(|_| false);
+        assert!(fits(&none_on_disk));
+        assert_eq!((told(&none_on_disk), none_on_disk.containers.len()), (0, most));
     }
 }

@@ -533,6 +533,13 @@ impl Server {
         unsaved.records.insert(bundle, record);
     }
 
+    /// Whether the record of a container that has exited is on disk.
+    pub(super) fn is_saved(&self, id: &str) -> bool {
+        let Some(unsaved) = &self.unsaved else { return true };
+        let bundle = self.containers.values().find(|container| container.id == id);
+        bundle.is_none_or(|container| !unsaved.records.contains_key(&container.bundle))
+    }
+
     /// Drops the record of a container that is deleted.
     pub(super) fn forget_record(&mut self, bundle: &std::path::Path) {
         if let Some(unsaved) = &mut self.unsaved {
