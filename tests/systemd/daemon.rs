@@ -1,7 +1,8 @@
 //! podwrightd with `driver = "systemd"`: pods are slices, as kubelet makes them, and containers scopes in them.
 
 use anyhow::ensure;
-use podwright_tests::{Node, NodeOptions, Outcome, PodBuilder, v1};
+use podwright_tests::{Deadline, Node, NodeOptions, Outcome, PodBuilder, process, v1};
+use rustix::process::Signal;
 
 use crate::{cgroup_file, present, property, systemctl};
 
@@ -97,6 +98,50 @@ fn an_oom_kill_is_known_although_the_scope_vanishes() -> Outcome {
             .run()?;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
         pod.remove()?;
+    }
+    Ok(())
+}
+
+/// As it would be on a node so busy that the monitor comes to it last.
+#[test]
+fn an_oom_kill_is_known_to_a_monitor_that_comes_too_late() -> Outcome {
+    if !present("daemon::an_oom_kill_is_known_to_a_monitor_that_comes_too_late") {
+        return Ok(());
+    }
+    let node = node()?;
+    let slice = Slice::new(&node);
+    let data = node.path().join("data");
+    std::fs::create_dir(&data)?;
+    let pod =
+        PodBuilder::new(&node, "late").linux(|linux| linux.cgroup_parent.clone_from(&slice.0)).run(&node)?;
+    for (go, reason) in [("grow", "OOMKilled"), ("killed", "Error")] {
+        let container = pod
+            .sh("until [ -e /data/grow ]; do sleep 0.1; done; exec tail /dev/zero")
+            .mount(&data, "/data", false)
+            .resources(|resources| {
+                resources.memory_limit_in_bytes = 24 << 20;
+                resources.memory_swap_limit_in_bytes = 24 << 20;
+            })
+            .start()?;
+        let (pid, monitor) = (container.pid()?, node.monitor_of(&pod.id)?);
+        let unit = unit_of(pid)?;
+        let cgroup = format!("/sys/fs/cgroup{}", property(&unit, "ControlGroup")?);
+        process::signal(monitor, Signal::STOP)?;
+        if go == "grow" {
+            std::fs::write(data.join(go), "")?;
+        } else {
+            // Another container of the pod ran out of memory before; this one did not.
+            process::signal(pid, Signal::KILL)?;
+        }
+        process::wait_gone(pid, Deadline::in_seconds(60))?;
+        // Comes back when the scope is gone; it may be already.
+        let _ = systemctl(&["stop", &unit]);
+        ensure!(!std::path::Path::new(&cgroup).exists(), "{cgroup} is still there");
+        process::signal(monitor, Signal::CONT)?;
+        let status = container.wait()?;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, reason), "{status:?}");
+        container.remove()?;
+        let _ = std::fs::remove_file(data.join(go));
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ pub use hierarchies::{Controller, Hierarchies, Hierarchy, Mode};
 pub use limits::{
     CpuLimits, DeviceWeight, IoLimits, LimitError, Limits, MemoryLimits, Throttle, ThrottleKind,
 };
-pub use oom::OomWatch;
+pub use oom::{OomAbove, OomWatch};
 pub use path::{CgroupPath, Driver, PathError};
 pub use remove::remove_ancestors;
 pub use stats::{

@@ -149,6 +149,7 @@ impl Server {
             pidfd: Some(pidfd),
             gate: Some(Gate { starter: made.gate, watched, opened: false }),
             oom: self.watch_memory(number, &cgroup),
+            oom_above: cgroup.oom_above().map(|above| (above, self.oom_told)),
             cgroup,
             stdio,
             own_pids: made.own_pids,

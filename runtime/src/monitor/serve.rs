@@ -27,7 +27,7 @@ use super::poll::{Kind, Poll, Ready, Token, Watched};
 use super::protocol::{ExitRecord, Message, Op, Request};
 use super::stdio::{Buffers, Stdio, realtime_ns};
 use super::{record, signals, wire};
-use crate::cgroup::{Cgroup, Hierarchies, OomWatch};
+use crate::cgroup::{Cgroup, Hierarchies, OomAbove, OomWatch};
 use crate::container::{StartGate, run_poststart_hooks};
 use crate::plan::Plan;
 use crate::{Failure, Step, sys};
@@ -46,6 +46,9 @@ const BUFFERS_KEPT_FOR: Duration = Duration::from_secs(2);
 
 /// The most exited execs of which a background process is left.
 const MAX_LINGERING_EXECS: usize = 64;
+
+/// The signal of an out-of-memory kill: SIGKILL.
+const KILLED: i32 = 9;
 
 /// How long killing a cgroup may take.
 pub(super) const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,6 +70,8 @@ pub(super) struct Server {
     pub(super) pause: Option<Pause>,
     pub(super) containers: BTreeMap<u32, Container>,
     pub(super) execs: BTreeMap<u32, Exec>,
+    /// Out-of-memory kills in all containers so far, as far as their own cgroups told of them.
+    pub(super) oom_told: u64,
     next_number: u32,
     packet: Vec<u8>,
     buffers: Buffers,
@@ -107,6 +112,8 @@ pub(super) struct Container {
     /// The memfd with its seccomp program.
     pub(super) seccomp: Option<OwnedFd>,
     pub(super) oom: Option<Oom>,
+    /// Where kills are counted that the container's own cgroup takes away with it, and [`Server::oom_told`] of then.
+    pub(super) oom_above: Option<(OomAbove, u64)>,
 }
 
 /// A start gate, waited on once it was opened.
@@ -165,6 +172,7 @@ impl Server {
             pause: None,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            oom_told: 0,
             next_number: 0,
             packet: wire::buffer(),
             buffers: Buffers::default(),
@@ -435,9 +443,16 @@ impl Server {
             tracing::warn!(container = container.id, %failure, "kill what the container's init left behind");
         }
         container.stdio.drain(&mut self.buffers);
-        // What was noticed while it ran counts where the count is gone.
+        // What was noticed while it ran counts where the count is gone; and if nothing was, then what the cgroup above has counted
+        // and nobody told of.
         let seen = container.oom.take().map_or(0, |oom| oom.seen);
-        let oom_kills = kills.unwrap_or(0).max(seen) > 0;
+        let unseen = match (&container.oom_above, kills, end.signal) {
+            (Some((above, told)), None, Some(KILLED)) => above.kills().saturating_sub(self.oom_told - told),
+            _ => 0,
+        };
+        let all = kills.unwrap_or(unseen).max(seen);
+        let oom_kills = all > 0;
+        self.oom_told += all - seen;
         let id = container.id.clone();
         self.buffers_used();
         self.tell(Input::Exited { container: id, end, oom_kills, at_ns }, Vec::new());
@@ -468,6 +483,7 @@ impl Server {
         }
         let kills = container.cgroup.oom_kill_count().unwrap_or(0);
         if kills > oom.seen {
+            self.oom_told += kills - oom.seen;
             oom.seen = kills;
             let container = container.id.clone();
             self.tell(Input::Oom { container }, Vec::new());
