@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use imageless::usage::FsUsage;
 use imageless::{Entry, Image as Known, Library, ResolveError};
 use serde_json::json;
+use tonic::metadata::MetadataMap;
 use tracing::debug_span;
 
 use crate::check;
@@ -45,10 +47,37 @@ pub async fn status(daemon: &Daemon, request: ImageStatusRequest) -> Result<Imag
     .await
 }
 
-/// PullImage: resolve and register. Credentials are not looked at: nothing is fetched.
+/// The shortest time that a caller may give a pull: a registration goes to the disk before it is told.
+const PULL_MIN: Duration = Duration::from_millis(2);
+
+/// How long a caller waits for its answer, by the header `grpc-timeout` (gRPC over HTTP/2, "Requests"). None: it does not say.
+pub fn patience(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number.checked_mul(3600)?)),
+        "M" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// PullImage: resolve and register. Credentials are not looked at: nothing is fetched. A caller that has left before an answer can
+/// reach it is told so, and nothing is registered for nobody.
 #[tracing::instrument(name = "pull_image", skip_all)]
-pub async fn pull(daemon: &Daemon, request: PullImageRequest) -> Result<String, Error> {
+pub async fn pull(
+    daemon: &Daemon,
+    request: PullImageRequest,
+    patience: Option<Duration>,
+) -> Result<String, Error> {
     let reference = reference(request.image)?;
+    if let Some(limit) = patience.filter(|patience| *patience < PULL_MIN) {
+        return Err(Error::DeadlineExceeded { what: format!("the pull of {reference}"), limit });
+    }
     let library = daemon.library();
     blocking(debug_span!("image_pull"), move || {
         let entry = library.pull(&reference).map_err(|error| resolve_error(&reference, error))?;
@@ -158,4 +187,27 @@ fn info(known: &Known) -> HashMap<String, String> {
         "imageSpec": { "config": *known.config },
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_patience_is_read() {
+        let read = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            patience(&metadata)
+        };
+        assert_eq!(read("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(read("1m"), Some(Duration::from_millis(1)));
+        assert_eq!(read("998765u"), Some(Duration::from_micros(998_765)));
+        assert_eq!(read("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(read("3H"), Some(Duration::from_secs(10_800)));
+        for bad in ["", "S", "-1S", "1s", "18446744073709551615H", "1.5S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+        assert_eq!(patience(&MetadataMap::new()), None);
+    }
 }

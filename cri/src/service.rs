@@ -369,7 +369,8 @@ impl ImageService for Service {
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
-        let image_ref = image::pull(&self.daemon, request.into_inner()).await?;
+        let patience = image::patience(request.metadata());
+        let image_ref = image::pull(&self.daemon, request.into_inner(), patience).await?;
         Ok(Response::new(PullImageResponse { image_ref }))
     }
 
