@@ -4,7 +4,7 @@
 //! not. Everything is private: directories, sockets, cgroups. Needs root, and the packages of `tests/deps.sh bench`.
 //!
 //! ```text
-//! bench [--rounds N] [--pods N] [cri] [throughput] [memory] [oci] [network]     all by default
+//! bench [--rounds N] [--pods N] [cri] [throughput] [memory] [oci] [network] [streams]     all by default
 //! ```
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a report is what this program is for")]
@@ -16,6 +16,7 @@ mod memory;
 mod network;
 mod oci;
 mod report;
+mod streams;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -25,6 +26,9 @@ use anyhow::{Context as _, Result, bail};
 use podwright_tests::Node;
 
 use containerd::Containerd;
+
+/// What can be measured.
+const PARTS: [&str; 6] = ["cri", "throughput", "memory", "oci", "network", "streams"];
 
 /// What was asked for on the command line.
 struct Arguments {
@@ -43,12 +47,12 @@ impl Arguments {
             match word.as_str() {
                 "--rounds" => arguments.rounds = number()?,
                 "--pods" => arguments.pods = number()?,
-                "cri" | "throughput" | "memory" | "oci" | "network" => arguments.parts.push(word),
+                part if PARTS.contains(&part) => arguments.parts.push(word),
                 other => bail!("unknown argument {other:?}"),
             }
         }
         if arguments.parts.is_empty() {
-            arguments.parts = ["cri", "throughput", "memory", "oci", "network"].map(str::to_owned).to_vec();
+            arguments.parts = PARTS.map(str::to_owned).to_vec();
         }
         Ok(arguments)
     }
@@ -86,7 +90,7 @@ fn main() -> Result<()> {
     if arguments.wants("network") {
         network::measure(arguments.rounds * 2)?;
     }
-    if !["cri", "throughput", "memory"].iter().any(|part| arguments.wants(part)) {
+    if !["cri", "throughput", "memory", "streams"].iter().any(|part| arguments.wants(part)) {
         return Ok(());
     }
     let node = Node::start().context("start podwrightd")?;
@@ -100,6 +104,9 @@ fn main() -> Result<()> {
     }
     if arguments.wants("memory") {
         memory::measure(&node, &containerd, arguments.pods)?;
+    }
+    if arguments.wants("streams") {
+        streams::measure(&node, &containerd, 5)?;
     }
     Ok(())
 }
