@@ -1,8 +1,12 @@
 //! `Attach` over WebSocket: a container's output as it comes, and its stdin.
 
+use podwright_tests::spdy::{self, Spdy};
 use podwright_tests::streaming::{Streaming, V5, channel};
 use podwright_tests::{Container, Deadline, Node, Outcome, Pod, PodBuilder, v1};
 use tonic::Code;
+
+/// The status of a session that ended well.
+const SUCCESS: &str = r#"{"metadata":{},"status":"Success"}"#;
 
 fn request(container: &str, stdin: bool, tty: bool) -> v1::AttachRequest {
     v1::AttachRequest { container_id: container.to_owned(), stdin, tty, stdout: true, stderr: !tty }
@@ -27,7 +31,7 @@ fn what_follows_is_seen_and_what_was_before_is_not() -> Outcome {
     for session in sessions {
         let ended = session.finish()?;
         assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("out\n", "err\n"));
-        assert_eq!(ended.status, r#"{"metadata":{},"status":"Success"}"#, "attach tells no exit code");
+        assert_eq!(ended.status, SUCCESS, "attach tells no exit code");
     }
     assert_eq!(container.wait()?.exit_code, 3);
     Ok(())
@@ -67,6 +71,39 @@ fn stdin_once_ends_with_its_first_client_and_other_stdin_does_not() -> Outcome {
         session.read_text(channel::STDOUT, &format!("got {text}\n"))?;
     }
     assert_eq!(kept.state()?, v1::ContainerState::ContainerRunning);
+    Ok(())
+}
+
+/// `echo … | crictl attach -i` hung: a client that has said all was kept until the container's end.
+#[test]
+fn a_client_that_sends_no_more_leaves_a_container_that_goes_on() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "leaves").run(&node)?;
+    let kept =
+        pod.sh("while read line; do echo got $line; done").with(|config| config.stdin = true).start()?;
+    let mut session = attach(&pod, &kept, true, false)?;
+    session.send(channel::STDIN, b"a\n")?;
+    session.close_stdin()?;
+    let ended = session.finish()?;
+    assert_eq!((ended.stdout.as_str(), ended.status.as_str()), ("got a\n", SUCCESS));
+
+    let mut spdy = Spdy::open(&pod.client.attach(request(&kept.id, true, false))?.url, &[spdy::V5])?;
+    let streams = spdy.streams(true, true)?;
+    spdy.data(streams.stdin.expect("it was asked for"), b"b\n", true)?;
+    let ended = spdy.finish()?;
+    assert_eq!(
+        (ended.text(streams.stdout).as_str(), ended.text(streams.error).as_str()),
+        ("got b\n", SUCCESS)
+    );
+    assert_eq!(kept.state()?, v1::ContainerState::ContainerRunning);
+
+    // Who has no way to type into the container does not leave by saying so.
+    let script = "while [ ! -e /go ]; do sleep 0.05; done; echo end";
+    let deaf = pod.sh(script).start()?;
+    let mut session = attach(&pod, &deaf, true, false)?;
+    session.close_stdin()?;
+    deaf.exec("sleep 1; touch /go")?;
+    assert_eq!(session.finish()?.stdout, "end\n");
     Ok(())
 }
 

@@ -7,6 +7,9 @@
 //! The monitor has the container's own pipes, since it writes the log; it copies what comes from now on to the client's and never waits
 //! for it: a client that reads too slowly is dropped there. What was written before is in the log.
 //!
+//! A client that says that it sends no more leaves a container whose stdin stays open, as with containerd; where its stdin ends
+//! with it (`stdin_once`, without a terminal) the client sees the rest of the output.
+//!
 //! Unlike containerd it takes a container that is created and not started, so that nothing of its output need be missed.
 
 use std::sync::Arc;
@@ -30,8 +33,13 @@ use crate::pod::PodHandle;
 /// Longer than any container lives.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
+/// How long the answer to the last input is waited for once a client has said that it sends no more.
+const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
+
 /// The daemon's ends.
 struct Attached {
+    /// The client leaves by saying that it sends no more: the container has a stdin, which does not end with the client's.
+    leaves: bool,
     monitor: MonitorClient,
     pod: PodHandle,
     stdin: Option<Sink>,
@@ -50,7 +58,9 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &str, streams: Streams,
             tracing::info!(container, error = sentence, "a container cannot be attached to");
             Outcome::Failed(format!("error attaching to container: {sentence}"))
         }
-        Ok(Attached { monitor, pod, stdin: sink, stdout: source, stderr: error_source }) => {
+        Ok(attached) => {
+            let Attached { leaves, monitor, pod, stdin: sink, stdout: source, stderr: error_source } =
+                attached;
             let silent = source.is_none() && error_source.is_none();
             let output = async {
                 tokio::join!(pass_on(source, stdout), pass_on(error_source, stderr));
@@ -59,12 +69,20 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &str, streams: Streams,
                 }
             };
             let input = async {
-                tokio::join!(type_in(stdin, sink), resize(&monitor, container, streams.tty, sizes));
+                type_in(stdin, sink).await;
+                if !(streams.stdin && leaves) {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(ANSWER_DEADLINE).await;
+            };
+            let resize = async {
+                resize(&monitor, container, streams.tty, sizes).await;
                 std::future::pending::<()>().await;
             };
             tokio::select! {
                 () = output => {}
                 () = input => {}
+                () = resize => {}
                 () = connection.gone() => {}
             }
             Outcome::Success
@@ -89,7 +107,9 @@ async fn attach(daemon: &Arc<Daemon>, container: &str, streams: Streams) -> Resu
         stderr: streams.stderr,
     };
     monitor.request(op, fds).await.map_err(|error| client_error(&found, error))?;
-    Ok(Attached { monitor, pod: found.pod.clone(), stdin, stdout, stderr })
+    let config = &found.container.record.config;
+    let leaves = config.stdin && (config.tty || !config.stdin_once);
+    Ok(Attached { leaves, monitor, pod: found.pod.clone(), stdin, stdout, stderr })
 }
 
 /// Keeps the container's terminal at the size of the client's that changed last.
