@@ -120,6 +120,8 @@ pub struct Streaming {
     pub tls_key: PathBuf,
     /// PEM file of the CAs that clients' certificates must be of; empty: clients need none.
     pub tls_client_ca: PathBuf,
+    /// How long nothing may go over a session's connection before it is closed, in seconds; 0: for ever.
+    pub idle_timeout_seconds: u64,
 }
 
 impl Default for Streaming {
@@ -130,6 +132,7 @@ impl Default for Streaming {
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),
             tls_client_ca: PathBuf::new(),
+            idle_timeout_seconds: 4 * 60 * 60,
         }
     }
 }
@@ -216,8 +219,11 @@ impl Default for BridgeNetwork {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DefaultNetwork {
-    /// The built-in bridge, as long as there is no CNI plugin either.
+    /// The built-in bridge, as long as there is no CNI plugin either: plugins without a configuration are those of a node whose
+    /// network is about to be configured, and its first pods must not be cut off from the rest of their cluster.
     Bridge,
+    /// The built-in bridge, also where there are plugins.
+    BridgeAlways,
     /// A loopback interface and nothing else.
     Loopback,
     /// None: pods with a network of their own are refused, and the node is not ready.

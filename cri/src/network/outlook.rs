@@ -77,7 +77,7 @@ impl Outlook {
             Choice::Bridge => Readiness {
                 ready: true,
                 reason: "BuiltInBridge",
-                message: "there is no CNI configuration and no plugin: pods are on the built-in bridge (network.bridge)"
+                message: "there is no CNI configuration: pods are on the built-in bridge (network.bridge)"
                     .to_owned(),
             },
             Choice::Loopback => Readiness {
@@ -145,12 +145,19 @@ fn choose(found: Found, directories: &[PathBuf], network: &Network) -> Choice {
         return Choice::Unready(format!("no CNI configuration can be used: {}", faults.join("; ")));
     }
     match network.default {
+        DefaultNetwork::BridgeAlways => Choice::Bridge,
         DefaultNetwork::Bridge if !any_plugin(&network.cni_bin_dirs) => Choice::Bridge,
         DefaultNetwork::Loopback => Choice::Loopback,
         DefaultNetwork::Bridge | DefaultNetwork::None => {
             let places: Vec<String> = directories.iter().map(|dir| dir.display().to_string()).collect();
-            let plugins = if any_plugin(&network.cni_bin_dirs) { "" } else { ", and no plugins either" };
-            Choice::Unready(format!("there is no CNI configuration in {}{plugins}", places.join(", ")))
+            let more = match (any_plugin(&network.cni_bin_dirs), network.default) {
+                (false, _) => ", and no plugins either",
+                (true, DefaultNetwork::None) => "",
+                (true, _) => {
+                    ": plugins are installed, so one is waited for (network.default = \"bridge_always\" has pods use the built-in bridge)"
+                }
+            };
+            Choice::Unready(format!("there is no CNI configuration in {}{more}", places.join(", ")))
         }
     }
 }
@@ -183,6 +190,11 @@ mod tests {
         assert!(reason.contains("10.conflist:3: not JSON"), "{reason}");
         assert_eq!(choose(Found::default(), &[], &network(DefaultNetwork::Loopback)), Choice::Loopback);
         assert_eq!(choose(Found::default(), &[], &network(DefaultNetwork::Bridge)), Choice::Bridge);
+        let installed = |default| Network { cni_bin_dirs: vec!["/proc/self".into()], ..network(default) };
+        let waits = choose(Found::default(), &[], &installed(DefaultNetwork::Bridge));
+        assert!(matches!(&waits, Choice::Unready(reason) if reason.contains("bridge_always")), "{waits:?}");
+        let always = choose(Found::default(), &[], &installed(DefaultNetwork::BridgeAlways));
+        assert_eq!(always, Choice::Bridge);
         let none = choose(Found::default(), &["/etc/cni/net.d".into()], &network(DefaultNetwork::None));
         assert!(matches!(&none, Choice::Unready(reason) if reason.contains("/etc/cni/net.d")), "{none:?}");
     }

@@ -9,12 +9,13 @@ use podwright_tests::skip::skip;
 use podwright_tests::snapshot::links;
 use podwright_tests::stub_plugin::StubPlugins;
 use podwright_tests::{HostSnapshot, NetworkNamespace, Node, NodeOptions, Outcome, PodBuilder, v1};
+use rustix::process::Signal;
 
 use super::plugins::{addresses, fetch, serve};
 use super::until_network;
 
 /// A node of that kind; None: this system has no nft to look with, or its kernel no bridges.
-fn node(test: &str, bridge: &str) -> Result<Option<Node>> {
+pub(super) fn node(test: &str, bridge: &str) -> Result<Option<Node>> {
     if Command::new("nft").arg("--version").output().is_err() {
         skip(test, "no nft: apt-get install nftables (make deps does)");
         return Ok(None);
@@ -34,7 +35,7 @@ fn node(test: &str, bridge: &str) -> Result<Option<Node>> {
     Ok(Some(node))
 }
 
-const DUAL: &str = "bridge.ipv4 = \"10.220.0.0/16\"\nbridge.ipv6 = \"fd00:220::/64\"";
+pub(super) const DUAL: &str = "bridge.ipv4 = \"10.220.0.0/16\"\nbridge.ipv6 = \"fd00:220::/64\"";
 
 fn ruleset(node: &Node) -> Result<String> {
     node.namespace()?.stdout("nft", &["list", "ruleset"])
@@ -202,8 +203,15 @@ fn cni_is_used_from_the_moment_it_is_configured() -> Outcome {
     fs::remove_file(node.cni().join("10-stubs.conflist"))?;
     new.remove()?;
     assert_eq!(stubs.calls("DEL").len(), 2);
-    // Plugins without a configuration: it is waited for.
-    until_network(&node, false, "there is no CNI configuration in")
+    // Plugins without a configuration: it is waited for, unless one says otherwise.
+    until_network(&node, false, "plugins are installed, so one is waited for")?;
+    let text = fs::read_to_string(node.config_file())?;
+    fs::write(node.config_file(), text.replace("default = \"bridge\"", "default = \"bridge_always\""))?;
+    node.signal(Signal::HUP)?;
+    until_network(&node, true, "built-in bridge")?;
+    let beside = PodBuilder::new(&node, "beside").own_network().run(&node)?;
+    assert!(beside.status()?.network.context("no network")?.ip.starts_with("10.220.0."));
+    Ok(())
 }
 
 #[test]

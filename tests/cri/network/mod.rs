@@ -3,6 +3,7 @@
 mod builtin;
 mod plugins;
 mod stubs;
+mod traffic;
 
 use podwright_tests::{Deadline, Node, Outcome, v1, watch};
 

@@ -22,7 +22,7 @@ use serde_json::json;
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// A node whose pods real plugins attach; None: this machine has none.
-fn node(test: &str, plugins: &serde_json::Value) -> Result<Option<Node>> {
+pub(super) fn node(test: &str, plugins: &serde_json::Value) -> Result<Option<Node>> {
     if !Path::new(PLUGINS).join("bridge").is_file() {
         skip(test, "no containernetworking-plugins here");
         return Ok(None);
@@ -53,11 +53,11 @@ fn bridge(ranges: &serde_json::Value) -> serde_json::Value {
     })
 }
 
-fn dual_stack() -> serde_json::Value {
+pub(super) fn dual_stack() -> serde_json::Value {
     bridge(&json!([[{ "subnet": "10.210.0.0/16" }], [{ "subnet": "fd00:210::/64" }]]))
 }
 
-fn portmap() -> serde_json::Value {
+pub(super) fn portmap() -> serde_json::Value {
     json!({ "type": "portmap", "snat": true, "capabilities": { "portMappings": true } })
 }
 
@@ -90,7 +90,7 @@ pub(super) fn fetch(from: &NetworkNamespace, address: &str) -> Result<String> {
     })
 }
 
-fn ask(to: SocketAddr) -> std::io::Result<String> {
+pub(super) fn ask(to: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, seconds(3))?;
     stream.set_read_timeout(Some(seconds(3)))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;

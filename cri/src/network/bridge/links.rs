@@ -12,7 +12,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -175,7 +176,8 @@ impl Netlink {
         Ok(index)
     }
 
-    /// Makes a cable: `name` here, up and at the bridge; `peer` in the namespace, still down: the kernel makes it before the other
+    /// Makes a cable: `name` here, up and at the bridge, which sends back through it what came from it (see [`hairpin`](Self::hairpin));
+    /// `peer` in the namespace, still down: the kernel makes it before the other
     /// end, and without that it cannot be up.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> io::Result<()> {
         let mut peer = LinkMessage::default();
@@ -195,7 +197,22 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
-        self.order(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+        self.order(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
+        self.hairpin(veth.name)
+    }
+
+    /// Lets a bridge send a packet out by the port that it came in by: where br_netfilter has bridges apply rules, a pod's packet to
+    /// its own host port never leaves the bridge.
+    fn hairpin(&mut self, port: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(port.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            ]),
+        ];
+        self.order(RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// Index and alias of a link. None: there is none of that name.
