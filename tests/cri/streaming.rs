@@ -4,10 +4,16 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use anyhow::Context as _;
 use podwright_tests::skip::skip;
+use podwright_tests::spdy::{self, Spdy};
 use podwright_tests::streaming::{Streaming, V5, address, channel, raw_request};
-use podwright_tests::{Container, Deadline, Node, NodeOptions, Outcome, Pod, PodBuilder, binaries, v1};
+use podwright_tests::{
+    Container, Deadline, Node, NodeOptions, Outcome, Pod, PodBuilder, binaries, seconds, v1,
+};
+use rustix::process::Signal;
 use tonic::Code;
 
 /// What an exec is to have.
@@ -319,6 +325,7 @@ fn certificates(directory: &Path) -> Outcome {
         Ok(())
     };
     let new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    std::fs::create_dir_all(directory)?;
     openssl(&format!("req -x509 {new} -subj /CN=ca -days 2 -keyout ca.key -out ca.pem"))?;
     std::fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1\n")?;
     for name in ["server", "client"] {
@@ -381,6 +388,91 @@ fn tls_is_spoken_where_it_is_configured_and_clients_need_their_certificate() -> 
     assert!(ask(&known)?.starts_with("HTTP/1.1 400 "));
     let plain = raw_request(host, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))?;
     assert!(!plain.contains("HTTP/1.1"), "{plain}");
+    Ok(())
+}
+
+/// The certificate that a TLS server shows, as PEM.
+fn shown(host: &str) -> anyhow::Result<String> {
+    let output = Command::new("openssl")
+        .args(["s_client", "-connect", host])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, rest) = text.split_once("-----BEGIN CERTIFICATE-----").with_context(|| text.clone())?;
+    let (body, _) = rest.split_once("-----END CERTIFICATE-----").context("a whole certificate")?;
+    Ok(body.split_whitespace().collect())
+}
+
+/// The same of a file.
+fn written(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    let body = text.replace("-----BEGIN CERTIFICATE-----", "").replace("-----END CERTIFICATE-----", "");
+    Ok(body.split_whitespace().collect())
+}
+
+#[test]
+fn a_certificate_that_is_rotated_is_shown_from_then_on() -> Outcome {
+    let test = "streaming::a_certificate_that_is_rotated_is_shown_from_then_on";
+    if Command::new("openssl").arg("version").output().is_err() {
+        skip(test, "there is no openssl to make certificates with");
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let at = |name: &str| directory.path().join(name);
+    for name in ["old", "new"] {
+        certificates(&at(name))?;
+    }
+    // As kubelet has them: a symlink that is turned, and is never absent.
+    let turn = |name: &str, to: &str| -> Outcome {
+        std::os::unix::fs::symlink(at(to), at("next"))?;
+        Ok(std::fs::rename(at("next"), at(name))?)
+    };
+    turn("cert", "old/server.pem")?;
+    turn("key", "old/server.key")?;
+    let extra_config = format!("[streaming]\ntls_cert = {:?}\ntls_key = {:?}\n", at("cert"), at("key"));
+    let node = Node::with(&NodeOptions { extra_config, ..Default::default() })?;
+    let pod = PodBuilder::new(&node, "rotated").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).start()?;
+    let url = exec_url(&pod, &container, "true", OUTPUT)?;
+    let host = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("an https URL");
+    let (old, new) = (written(&at("old/server.pem"))?, written(&at("new/server.pem"))?);
+    assert_eq!(shown(host)?, old);
+    // Half way a certificate has no key: the old one stays.
+    turn("cert", "new/server.pem")?;
+    assert_eq!(shown(host)?, old);
+    turn("key", "new/server.key")?;
+    assert_eq!(shown(host)?, new);
+    // A reload changes nothing about that, and nothing else than the files has to be told.
+    node.signal(Signal::HUP)?;
+    assert_eq!(shown(host)?, new);
+    Ok(())
+}
+
+#[test]
+fn a_session_on_which_nothing_moves_ends() -> Outcome {
+    // That what moves keeps it is tested where time can be stopped.
+    let extra_config = "[streaming]\nidle_timeout_seconds = 2\n".to_owned();
+    let node = Node::with(&NodeOptions { extra_config, ..Default::default() })?;
+    let pod = PodBuilder::new(&node, "idle").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).start()?;
+    let start = Instant::now();
+    let mut websocket = exec(&pod, &container, "echo on; exec sleep 2000", OUTPUT)?;
+    websocket.read_text(channel::STDOUT, "on\n")?;
+    let request = request(&container.id, &["sleep", "3000"], INPUT);
+    let mut spdy = Spdy::open(&pod.client.exec(request)?.url, &[spdy::V5])?;
+    spdy.streams(true, true)?;
+    let forwarded =
+        pod.client.port_forward(v1::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![] })?;
+    let forward = Spdy::open(&forwarded.url, &["portforward.k8s.io"])?;
+    assert_eq!(spdy.finish()?.goaway, Some(0));
+    assert!(start.elapsed().as_secs() >= 2);
+    // Closed without a word of how it ended, because it has not: what runs goes on.
+    assert!(websocket.finish().map_or(true, |ended| ended.status.is_empty()));
+    forward.finish()?;
+    assert!(start.elapsed() < seconds(60));
+    let running = container.exec("ps")?.stdout;
+    assert!(running.contains("sleep 2000") && running.contains("sleep 3000"), "{running}");
     Ok(())
 }
 

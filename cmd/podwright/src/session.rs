@@ -51,7 +51,10 @@ pub(crate) struct Wanted {
 /// Connects to a URL that the daemon gave out.
 pub(crate) async fn connect(url: &str, protocol: &'static str) -> Result<Socket> {
     let Some(rest) = url.strip_prefix("http://") else {
-        bail!("the daemon's streaming server speaks TLS (streaming.tls_cert), which this program does not");
+        bail!(
+            "the daemon's streaming server speaks TLS (streaming.tls_cert), which this program does not: use kubectl, or \
+             crictl with --tls-ca; or leave streaming.tls_cert empty, if only this node's kubelet connects"
+        );
     };
     let address = rest.split('/').next().unwrap_or_default();
     let stream = TcpStream::connect(address).await;

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::Upgraded;
@@ -9,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::request::RemoteCommand;
 use super::sizes::Size;
-use super::spdy::{Stream, WriteHalf};
+use super::spdy::{Options, Stream, WriteHalf};
 use super::status::Outcome;
 use super::tickets::Streams;
 use super::{remote_spdy, websocket};
@@ -59,13 +60,18 @@ pub(super) enum Connection {
     Spdy(remote_spdy::Connection),
 }
 
-/// The client at the other end of an upgraded connection. None: it has left already.
-pub(super) async fn open(upgraded: Upgraded, protocol: RemoteCommand, streams: Streams) -> Option<Client> {
+/// The client at the other end of an upgraded connection, which may be silent for as long as `idle`. None: it has left already.
+pub(super) async fn open(
+    upgraded: Upgraded,
+    protocol: RemoteCommand,
+    streams: Streams,
+    idle: Option<Duration>,
+) -> Option<Client> {
     match protocol {
         RemoteCommand::WebSocket(format) => {
-            Some(websocket::open(websocket::accept(upgraded).await, format, streams))
+            Some(websocket::open(websocket::accept(upgraded, idle).await, format, streams))
         }
-        RemoteCommand::Spdy(format) => remote_spdy::open(upgraded, format, streams).await,
+        RemoteCommand::Spdy(format) => remote_spdy::open(upgraded, format, streams, Options { idle }).await,
     }
 }
 

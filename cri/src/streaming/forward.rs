@@ -15,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tracing::debug_span;
 
 use super::request::PortForward;
+use super::spdy::Options;
 use super::{forward_spdy, forward_websocket, websocket};
 use crate::check;
 use crate::daemon::{Daemon, blocking};
@@ -53,13 +54,14 @@ pub(super) fn target(daemon: &Daemon, id: &str) -> Result<Target, Error> {
     Ok(Target { pod: view.record.id.as_str().into(), netns })
 }
 
-/// Forwards until the client leaves, or all is done.
+/// Forwards until the client leaves, is silent for as long as `idle`, or all is done.
 pub(super) async fn run(
     daemon: &Daemon,
     pod: &str,
     ports: &[u16],
     protocol: PortForward,
     upgraded: Upgraded,
+    idle: Option<Duration>,
 ) {
     // It was there when the URL was given out; if it is gone now, so are its ports.
     let target = match target(daemon, pod) {
@@ -71,12 +73,12 @@ pub(super) async fn run(
     };
     match protocol {
         PortForward::WebSocket { base64 } => {
-            forward_websocket::run(websocket::accept(upgraded).await, base64, ports, &target).await;
+            forward_websocket::run(websocket::accept(upgraded, idle).await, base64, ports, &target).await;
         }
-        PortForward::Spdy => forward_spdy::run(TokioIo::new(upgraded), &target).await,
+        PortForward::Spdy => forward_spdy::run(TokioIo::new(upgraded), Options { idle }, &target).await,
         PortForward::Tunnel => {
-            let tunnel = forward_spdy::Tunnel::new(websocket::accept(upgraded).await);
-            forward_spdy::run(tunnel, &target).await;
+            let tunnel = forward_spdy::Tunnel::new(websocket::accept(upgraded, idle).await);
+            forward_spdy::run(tunnel, Options { idle }, &target).await;
         }
     }
 }

@@ -32,11 +32,11 @@ struct Half {
 }
 
 /// Forwards connections until the client leaves.
-pub(super) async fn run<T>(io: T, target: &Target)
+pub(super) async fn run<T>(io: T, options: Options, target: &Target)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut session = Session::start(io, Options::default());
+    let mut session = Session::start(io, options);
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut forwards = JoinSet::new();
     loop {

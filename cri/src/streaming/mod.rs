@@ -25,6 +25,7 @@
 //! | [`forward_websocket`] | port-forward in WebSocket messages |
 //! | [`forward_spdy`] | port-forward over SPDY, and that in WebSocket messages |
 //! | [`stdio`] | the daemon's ends of a process's stdin, stdout and stderr, or of its terminal |
+//! | [`idle`] | connections on which nothing moves |
 //! | [`sizes`], [`status`] | the two formats of JSON inside |
 //!
 //! The protocols are those of kubelet's own server (k8s.io/streaming); there is no other specification of them.
@@ -36,6 +37,7 @@ mod exec;
 mod forward;
 mod forward_spdy;
 mod forward_websocket;
+mod idle;
 mod remote_spdy;
 mod request;
 mod server;

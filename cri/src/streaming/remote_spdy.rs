@@ -60,8 +60,13 @@ struct Opened {
 }
 
 /// Waits until the client has opened its streams. None: it has not, in time.
-pub(super) async fn open(upgraded: Upgraded, format: Format, streams: Streams) -> Option<Client> {
-    let mut session = Session::start(TokioIo::new(upgraded), Options::default());
+pub(super) async fn open(
+    upgraded: Upgraded,
+    format: Format,
+    streams: Streams,
+    options: Options,
+) -> Option<Client> {
+    let mut session = Session::start(TokioIo::new(upgraded), options);
     let mut opened = Opened::default();
     let waited = timeout(STREAMS_DEADLINE, opened.wait(&mut session, format, streams)).await;
     let Some(error) = opened.error.take().filter(|_| matches!(waited, Ok(true))) else {

@@ -21,12 +21,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 use tracing::Instrument as _;
 
 use super::request::{self, Refusal, Upgrade};
 use super::tickets::{Ticket, Urls};
-use super::{attach, client, exec, forward, tls};
+use super::tls::Tls;
+use super::{attach, client, exec, forward};
 use crate::config::Streaming;
 use crate::daemon::Daemon;
 use crate::error::Error;
@@ -52,8 +52,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The listening server.
 pub struct Server {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Tls>>,
     urls: Arc<Urls>,
+    idle: Option<Duration>,
 }
 
 impl std::fmt::Debug for Server {
@@ -68,11 +69,13 @@ impl Server {
         let failed = |error: std::io::Error| {
             Error::internal(format!("listen for streaming on {}", config.address), error)
         };
-        let tls = tls::acceptor(config)?;
+        let tls = Tls::load(config)?.map(Arc::new);
         let listener = TcpListener::bind(&config.address).await.map_err(failed)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = Urls::new(base(scheme, &config.host, listener.local_addr().map_err(failed)?));
-        Ok(Self { listener, tls, urls: Arc::new(urls) })
+        let idle =
+            (config.idle_timeout_seconds > 0).then(|| Duration::from_secs(config.idle_timeout_seconds));
+        Ok(Self { listener, tls, urls: Arc::new(urls), idle })
     }
 
     /// Where its URLs are made.
@@ -83,8 +86,8 @@ impl Server {
     /// Serves until `shutdown` is true. Sessions go on for as long as the daemon does.
     pub async fn run(self, daemon: Arc<Daemon>, mut shutdown: watch::Receiver<bool>) {
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        let shared =
-            Arc::new(Shared { daemon, urls: self.urls, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) });
+        let sessions = Arc::new(Semaphore::new(MAX_SESSIONS));
+        let shared = Arc::new(Shared { daemon, urls: self.urls, sessions, idle: self.idle });
         loop {
             let accept = async {
                 // Never closed, so there is always a place at some time.
@@ -118,6 +121,8 @@ struct Shared {
     daemon: Arc<Daemon>,
     urls: Arc<Urls>,
     sessions: Arc<Semaphore>,
+    /// How long a session may be silent; None: for ever.
+    idle: Option<Duration>,
 }
 
 /// The beginning of every URL. A server that listens everywhere is named by its loopback address: kubelet is on the same node.
@@ -136,14 +141,14 @@ fn base(scheme: &str, host: &str, bound: SocketAddr) -> String {
 }
 
 /// Takes a connection up to its upgrade or its end.
-async fn greet(shared: Arc<Shared>, tls: Option<TlsAcceptor>, stream: TcpStream, peer: SocketAddr) {
+async fn greet(shared: Arc<Shared>, tls: Option<Arc<Tls>>, stream: TcpStream, peer: SocketAddr) {
     // Keystrokes are not to wait for more of them; a peer that is gone without a word is to be found out.
     let keepalive = || Ok(rustix::net::sockopt::set_socket_keepalive(&stream, true)?);
     if let Err(error) = stream.set_nodelay(true).and_then(|()| keepalive()) {
         tracing::debug!(%error, %peer, "a streaming connection's options");
     }
     let Some(tls) = tls else { return serve(shared, stream, peer).await };
-    match tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await {
+    match tokio::time::timeout(HANDSHAKE_DEADLINE, tls.acceptor().accept(stream)).await {
         Ok(Ok(stream)) => serve(shared, stream, peer).await,
         Ok(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
@@ -180,13 +185,13 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Stri
         .then(|| shared.urls.redeem(request.uri().path()))
         .flatten();
     let Some(ticket) = found else { return Refusal::not_found().response() };
-    let daemon = shared.daemon.clone();
+    let (daemon, idle) = (shared.daemon.clone(), shared.idle);
     let response = match ticket {
         Ticket::Exec { container, command, streams } => {
             request::remote_command(request.headers()).map(|upgrade| {
                 let (protocol, span) = (upgrade.protocol, tracing::debug_span!("exec_session", container));
                 begin(&mut request, &upgrade, span, async move |upgraded| {
-                    let Some(client) = client::open(upgraded, protocol, streams).await else { return };
+                    let Some(client) = client::open(upgraded, protocol, streams, idle).await else { return };
                     let gone = client.connection.gone();
                     hold(place, gone, exec::run(&daemon, &container, command, streams, client)).await;
                 })
@@ -196,7 +201,7 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Stri
             let (protocol, span) = (upgrade.protocol, tracing::debug_span!("attach_session", container));
             begin(&mut request, &upgrade, span, async move |upgraded| {
                 let _place = place;
-                let Some(client) = client::open(upgraded, protocol, streams).await else { return };
+                let Some(client) = client::open(upgraded, protocol, streams, idle).await else { return };
                 attach::run(&daemon, &container, streams, client).await;
             })
         }),
@@ -205,7 +210,7 @@ fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Stri
                 let (protocol, span) = (upgrade.protocol, tracing::debug_span!("port_forward_session", pod));
                 begin(&mut request, &upgrade, span, async move |upgraded| {
                     let _place = place;
-                    forward::run(&daemon, &pod, &ports, protocol, upgraded).await;
+                    forward::run(&daemon, &pod, &ports, protocol, upgraded, idle).await;
                 })
             })
         }

@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::client::{self, Client, HEAD_BYTES, Input, Output};
+use super::idle::IdleLimit;
 use super::sizes::{Size, SizeReader};
 use super::status::Outcome;
 use super::tickets::Streams;
@@ -57,7 +58,7 @@ pub(super) struct Format {
 }
 
 /// An upgraded connection that speaks WebSocket.
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(super) type Socket = WebSocketStream<IdleLimit<TokioIo<Upgraded>>>;
 
 pub(super) type Sink = Arc<Mutex<SplitSink<Socket, Message>>>;
 
@@ -79,13 +80,14 @@ pub(super) struct Connection {
     ended: watch::Receiver<bool>,
 }
 
-/// Begins to speak WebSocket.
-pub(super) async fn accept(upgraded: Upgraded) -> Socket {
+/// Begins to speak WebSocket, with a client that may be silent for so long.
+pub(super) async fn accept(upgraded: Upgraded, idle: Option<Duration>) -> Socket {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
+    let io = IdleLimit::new(TokioIo::new(upgraded), idle);
+    WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
 /// Opens the channels of exec or attach.

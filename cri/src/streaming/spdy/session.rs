@@ -12,13 +12,14 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::connection::{Connection, GoAwayStatus, ProtocolError};
 use super::frame::Decoder;
 use super::limits::{CLOSE_DEADLINE, READ_BYTES, READ_BYTES_IDLE};
 use super::stream::Incoming;
+use crate::streaming::idle::Idle;
 
 /// What may be chosen about a session.
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,32 +139,6 @@ struct Driver<T> {
     _alive: watch::Sender<()>,
 }
 
-/// The limit on silence.
-struct Idle {
-    limit: Duration,
-    since: Instant,
-    /// Goes off at the earliest moment at which the limit can have been reached; it is not moved at each byte.
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Idle {
-    fn new(limit: Duration) -> Self {
-        let since = Instant::now();
-        Self { limit, since, timer: Box::pin(sleep_until(since + limit)) }
-    }
-
-    fn poll_reached(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while self.timer.as_mut().poll(context).is_ready() {
-            let limit = self.since + self.limit;
-            if Instant::now() >= limit {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(limit);
-        }
-        Poll::Pending
-    }
-}
-
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Driver<T> {
     async fn run(mut self) {
         let end = poll_fn(|context| self.poll_exchange(context)).await;
@@ -203,7 +178,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Driver<T> {
             }
             if let Some(idle) = &mut self.idle {
                 if moved {
-                    idle.since = Instant::now();
+                    idle.moved();
                 } else if idle.poll_reached(context).is_ready() {
                     return Poll::Ready(End::Idle);
                 }

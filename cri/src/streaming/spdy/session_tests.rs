@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use tokio::io::{DuplexStream, duplex};
+use tokio::time::Instant;
 
 use super::super::frame::Frame;
 use super::super::headers::{Deflater, Headers};
