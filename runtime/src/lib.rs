@@ -22,6 +22,7 @@ mod net_devices;
 pub mod netns;
 pub mod pause;
 pub mod plan;
+pub mod plugin;
 mod process;
 mod procfs;
 mod relay;

@@ -230,14 +230,16 @@ pub(crate) fn measure(node: &Node, containerd: &Containerd, rounds: usize) -> Re
         .map(|(name, samples)| {
             #[allow(clippy::cast_precision_loss, reason = "a rate")]
             let rate = BYTES as f64 / 1e6 / (samples.median() / 1000.0);
-            vec![(*name).to_owned(), report::cell(samples), format!("{rate:.0}"), format!("{:.2}", share(samples))]
+            vec![
+                (*name).to_owned(),
+                report::cell(samples),
+                format!("{rate:.0}"),
+                format!("{:.2}", share(samples)),
+            ]
         })
         .collect();
     report::table(&["", "ms (median/p95)", "MB/s", "of the pipe"], &rows);
     let least = share(&samples[1]).min(share(&samples[2]));
-    println!(
-        "{} half of the bare pipe's rate ({least:.2})",
-        if least >= SHARE { "at least" } else { "NOT" }
-    );
+    println!("{} half of the bare pipe's rate ({least:.2})", if least >= SHARE { "at least" } else { "NOT" });
     Ok(())
 }

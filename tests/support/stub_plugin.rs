@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::process::{self, Process};
 use crate::{Node, NodeOptions, deadline, snapshot};
 
 /// What a plugin does wrong, always after it has done its work.
@@ -15,7 +16,7 @@ use crate::{Node, NodeOptions, deadline, snapshot};
 pub enum Fault {
     /// Fails with an error as the specification wants it.
     Fail,
-    /// Never ends, and has a child.
+    /// Never ends, and has a child, and one that has left its session.
     Hang,
     /// Dies of a signal.
     Crash,
@@ -69,7 +70,10 @@ esac
 fault=$(cat "$dir/fault.$me.$CNI_COMMAND" 2>/dev/null)
 case $fault in
 fail) echo '{"cniVersion":"1.0.0","code":117,"msg":"the stub was told to","details":"after its work"}'; exit 1 ;;
-hang) sleep 1000 & echo $! >"$dir/hanging"; wait ;;
+hang)
+    # Of a session of its own, with nothing of the plugin's open and no parent that is left.
+    (setsid sh -c 'while :; do sleep 1000; done' "$dir/escaped" </dev/null >/dev/null 2>&1 &)
+    sleep 1000 & echo $! >"$dir/hanging"; wait ;;
 crash) kill -SEGV $$ ;;
 garbage) echo 'not { JSON'; exit 0 ;;
 huge) exec head -c 100000000 /dev/zero ;;
@@ -128,6 +132,14 @@ impl StubPlugins {
             Some(fault) => Ok(fs::write(file, fault.word())?),
             None => Ok(fs::remove_file(file)?),
         }
+    }
+
+    /// Processes that a hanging plugin has sent away and that live.
+    pub fn escaped(&self) -> Result<Vec<Process>> {
+        let name = self.directory.join("escaped").to_string_lossy().into_owned();
+        let mut found = process::all()?;
+        found.retain(|process| process.command.contains(&name));
+        Ok(found)
     }
 
     /// The executions of one verb so far, as `plugin VERB container`.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::config::{NetworkList, PluginConfig, Version};
 use super::plugin::{self, Call, PluginError, Subject, Verb, head};
 use super::result;
+use crate::monitor_client::Program;
 
 /// A network and how its plugins are run.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +19,8 @@ pub struct Network<'a> {
     pub bin_dirs: &'a [PathBuf],
     /// How long one execution may take.
     pub limit: Duration,
+    /// What plugins are run below.
+    pub parent: &'a Program,
 }
 
 /// Who is to be attached, or is.
@@ -134,7 +137,8 @@ impl Network<'_> {
     }
 
     fn call<'a>(&'a self, plugin: &'a PluginConfig, verb: Verb, subject: Option<Subject<'a>>) -> Call<'a> {
-        Call { plugin: &plugin.kind, verb, bin_dirs: self.bin_dirs, limit: self.limit, subject }
+        let parent = Some(self.parent);
+        Call { plugin: &plugin.kind, verb, bin_dirs: self.bin_dirs, limit: self.limit, parent, subject }
     }
 
     async fn run(

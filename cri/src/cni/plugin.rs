@@ -7,16 +7,18 @@
 //! stderr       for people; its head is kept for messages
 //! ```
 //!
-//! A plugin is the leader of a process group of its own, which is killed when its deadline comes. A daemon that dies in the
-//! middle leaves its plugin running; the lock on its input tells the next daemon, which ends it before it does
-//! anything to the same pod: see [`Input`].
+//! A plugin is below a parent that is the leader of a process group of its own and that none of its children can get away from
+//! ([`runtime::plugin`]); all of that is killed when its deadline comes. A daemon that dies in the middle leaves its plugin running; the lock
+//! on its input tells the next daemon, which ends it before it does anything to the same pod: see [`Input`].
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, MemfdFlags};
 use rustix::io::Errno;
@@ -25,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
 use super::result::{self, Reported};
+use crate::monitor_client::Program;
 
 /// The longest output of a plugin that is read, in bytes. Results have hundreds.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
@@ -34,6 +37,9 @@ const MAX_SHOWN_BYTES: usize = 1024;
 
 /// How long output may stay open after the plugin's end: something that it started has inherited it.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long what is killed may take to be gone.
+const END_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long the plugin of a dead daemon may take to be gone once it is killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(5);
@@ -157,6 +163,8 @@ pub struct Call<'a> {
     pub bin_dirs: &'a [PathBuf],
     /// How long it may take.
     pub limit: Duration,
+    /// What is its parent. None: the daemon itself, and then what leaves the plugin's process group is not ended with it.
+    pub parent: Option<&'a Program>,
     /// Whose interface it is about; None: nobody's (VERSION, STATUS, GC).
     pub subject: Option<Subject<'a>>,
 }
@@ -188,13 +196,14 @@ pub async fn run(call: Call<'_>, config: &[u8]) -> Result<Vec<u8>, PluginError> 
         }
     };
     fill(&input, config).map_err(start)?;
-    let mut child = command(&program, call).stdin(input).spawn().map_err(start)?;
+    let mut child = Running(command(&program, call).stdin(input).spawn().map_err(start)?);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let ended = tokio::time::timeout(call.limit, watch(&mut child, &mut stdout, &mut stderr)).await;
+    let ended = tokio::time::timeout(call.limit, watch(&mut child.0, &mut stdout, &mut stderr)).await;
     let status = match ended {
+        Ok(Ok(status)) if call.parent.is_some() => of_the_plugin(status),
         Ok(Ok(status)) => status,
         failed => {
-            end(&mut child).await;
+            end(&mut child.0).await;
             return Err(match failed {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
                     PluginError::Endless { plugin: plugin.to_owned(), verb }
@@ -227,7 +236,10 @@ pub fn find(plugin: &str, bin_dirs: &[PathBuf]) -> Result<PathBuf, PluginError> 
 }
 
 fn command(program: &Path, call: Call<'_>) -> Command {
-    let mut command = Command::new(program);
+    let mut command = match call.parent {
+        Some(parent) => Command::from(parent.parent_of(program)),
+        None => Command::new(program),
+    };
     let join = |paths: &mut dyn Iterator<Item = String>| paths.collect::<Vec<_>>().join(":");
     let path = std::env::var("PATH").unwrap_or_default();
     command
@@ -307,15 +319,104 @@ async fn read_up_to(
     }
 }
 
-/// Kills a plugin with its process group.
+/// A plugin that nobody waits for any more is killed with its process group.
+struct Running(Child);
+
+impl Running {
+    /// None: it was waited for, and the number may be another's.
+    fn pid(child: &Child) -> Option<Pid> {
+        child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pid) = Self::pid(&self.0) {
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+/// How the plugin ended whose parent ended so: see [`runtime::plugin::run`].
+fn of_the_plugin(status: ExitStatus) -> ExitStatus {
+    match status.code() {
+        // Signals have the numbers 1 to 64.
+        Some(code @ 129..=192) => ExitStatus::from_raw(code - 128),
+        _ => status,
+    }
+}
+
+/// Kills a plugin with everything below it.
 async fn end(child: &mut Child) {
-    // Not waited for yet, so its number is still its own.
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    if let Some(pid) = Running::pid(child) {
+        let ended = tokio::task::spawn_blocking(move || end_all(&[pid])).await;
+        if let Ok(Err(error)) = ended {
+            tracing::warn!(%error, "what a network plugin has started cannot be ended");
+        }
     }
     if let Err(error) = child.wait().await {
         tracing::warn!(%error, "a killed network plugin cannot be waited for");
     }
+}
+
+/// Ends processes and everything below them. Stopped first they cannot end by themselves, which would set free what is below
+/// them; a process whose parent dies meanwhile is below the plugin's parent, and so is found the next time.
+fn end_all(tops: &[Pid]) -> io::Result<()> {
+    // Who is gone already is as it should be.
+    let signal = |pid: &Pid, signal| {
+        let _ = rustix::process::kill_process(*pid, signal);
+    };
+    for top in tops {
+        signal(top, Signal::STOP);
+    }
+    let deadline = Instant::now() + END_DEADLINE;
+    let ended = loop {
+        let below = below(tops)?;
+        if below.is_empty() {
+            break Ok(());
+        }
+        if Instant::now() >= deadline {
+            break Err(io::Error::other(format!(
+                "{below:?} are still there, {END_DEADLINE:?} after they were killed"
+            )));
+        }
+        for pid in &below {
+            signal(pid, Signal::KILL);
+        }
+        // There is no event for the end of other people's children.
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    for top in tops {
+        signal(top, Signal::KILL);
+    }
+    ended
+}
+
+/// The living descendants of processes, by the parents in proc_pid_stat(5).
+fn below(tops: &[Pid]) -> io::Result<Vec<Pid>> {
+    let mut children: HashMap<Pid, Vec<(Pid, bool)>> = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        let Some(pid) = name.parse().ok().and_then(Pid::from_raw) else { continue };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{name}/stat")) else { continue };
+        // The name before the fields may hold anything, also spaces and parentheses.
+        let Some((_, fields)) = stat.rsplit_once(')') else { continue };
+        let mut fields = fields.split_whitespace();
+        let dead = matches!(fields.next(), Some("Z" | "X"));
+        if let Some(parent) = fields.next().and_then(|parent| parent.parse().ok()).and_then(Pid::from_raw) {
+            children.entry(parent).or_default().push((pid, dead));
+        }
+    }
+    let (mut found, mut looked_at) = (Vec::new(), tops.to_vec());
+    while let Some(parent) = looked_at.pop() {
+        for (pid, dead) in children.remove(&parent).unwrap_or_default() {
+            looked_at.push(pid);
+            if !dead && !tops.contains(&pid) {
+                found.push(pid);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The head of output, for messages.
@@ -372,30 +473,21 @@ fn fill(mut file: &File, config: &[u8]) -> io::Result<()> {
     file.rewind()
 }
 
-/// Kills the process groups of those whose standard input is `path`.
+/// Ends those whose standard input is `path`, with everything below them.
 fn kill_holders(path: &Path) -> io::Result<()> {
-    let own = group_of("self");
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let input = identity(path)?;
+    let own = rustix::process::getpid();
+    let mut holders = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(name) = entry?.file_name().into_string() else { continue };
-        if name.bytes().all(|byte| byte.is_ascii_digit())
-            && fs::read_link(format!("/proc/{name}/fd/0")).is_ok_and(|input| input == path)
-            && let Some(group) = group_of(&name)
-            && Some(group) != own
-        {
+        let Some(pid) = name.parse().ok().and_then(Pid::from_raw) else { continue };
+        if pid != own && identity(format!("/proc/{name}/fd/0").as_ref()).is_ok_and(|found| found == input) {
             tracing::warn!(pid = %name, "a network plugin of an earlier daemon is still running: it is killed");
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            holders.push(pid);
         }
     }
-    Ok(())
-}
-
-/// The process group of a process of /proc, from proc_pid_stat(5). None: it is gone, or its group is 0, the kernel's own, which is also
-/// that of what process 1 has started without a group of its own; getpgid(2) answers 0 then, which names the caller's group elsewhere.
-fn group_of(process: &str) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name before it may hold anything, also spaces and parentheses.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(2)?.parse().ok().and_then(Pid::from_raw)
+    end_all(&holders)
 }
 
 #[cfg(test)]
@@ -421,7 +513,14 @@ mod tests {
             args: "IgnoreUnknown=1",
             input: Some(&input),
         };
-        let call = Call { plugin: "stub", verb: Verb::Add, bin_dirs: &dirs, limit, subject: Some(subject) };
+        let call = Call {
+            plugin: "stub",
+            verb: Verb::Add,
+            bin_dirs: &dirs,
+            limit,
+            parent: None,
+            subject: Some(subject),
+        };
         run(call, b"{\"name\":\"n\"}").await.map(|out| String::from_utf8(out).unwrap())
     }
 
@@ -455,6 +554,14 @@ mod tests {
         assert!(state.is_empty() || state.contains(") Z "), "the child lives: {state}");
     }
 
+    #[test]
+    fn the_end_of_a_parent_is_told_as_the_plugins() {
+        assert_eq!(of_the_plugin(ExitStatus::from_raw((128 + 11) << 8)).signal(), Some(11));
+        for code in [0, 1, 127, 128, 255] {
+            assert_eq!(of_the_plugin(ExitStatus::from_raw(code << 8)).code(), Some(code));
+        }
+    }
+
     #[tokio::test]
     async fn endless_output_is_cut_off() {
         let error = run_script("exec cat /dev/zero", LONG).await.unwrap_err();
@@ -475,7 +582,14 @@ mod tests {
     #[tokio::test]
     async fn a_missing_plugin_is_told_with_the_places() {
         let dirs = [PathBuf::from("/no/one"), PathBuf::from("/no/two")];
-        let call = Call { plugin: "x", verb: Verb::Version, bin_dirs: &dirs, limit: LONG, subject: None };
+        let call = Call {
+            plugin: "x",
+            verb: Verb::Version,
+            bin_dirs: &dirs,
+            limit: LONG,
+            parent: None,
+            subject: None,
+        };
         let error = run(call, b"").await.unwrap_err().to_string();
         assert_eq!(error, "plugin x is not installed: there is none in /no/one, /no/two");
     }

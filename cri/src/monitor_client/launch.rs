@@ -20,6 +20,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// The name of the monitor's program, and of its process.
 const NAME: &str = "podwright-monitor";
 
+/// What the parent of a network plugin is called.
+const PLUGIN_NAME: &str = "podwright-plugin";
+
 /// Where packages put programs that are not for people.
 const LIBEXEC: [&str; 3] = ["/usr/libexec/podwright", "/usr/local/libexec/podwright", "/usr/lib/podwright"];
 
@@ -125,6 +128,13 @@ impl Program {
         }
         let said = String::from_utf8_lossy(&output.stderr);
         Err(said.lines().collect::<Vec<_>>().join("; "))
+    }
+
+    /// What runs `plugin` below a parent of its own: see [`runtime::plugin`].
+    pub fn parent_of(&self, plugin: &Path) -> Command {
+        let mut command = Command::new(self.executable());
+        command.arg0(PLUGIN_NAME).arg("--plugin").arg(plugin);
+        command
     }
 
     /// Starts a monitor that listens in `run_dir`, with `args`. Its standard error is the daemon's; it makes itself

@@ -38,6 +38,7 @@ use crate::cni::plugin::Input;
 use crate::cni::{self, Network, NetworkList, PluginError};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
+use crate::monitor_client::Program;
 use crate::pod::Directories;
 use crate::translate::Pod;
 use outlook::{Choice, Outlook};
@@ -282,8 +283,12 @@ async fn collect(daemon: &Arc<Daemon>) -> Result<(), Error> {
             .filter(|record| record.network() == Some(&list.name))
             .map(|record| (record.container.clone(), record.ifname.clone()))
             .collect();
-        let network =
-            Network { list: &list, bin_dirs: &config.network.cni_bin_dirs, limit: limit(&config.network) };
+        let network = Network {
+            list: &list,
+            bin_dirs: &config.network.cni_bin_dirs,
+            limit: limit(&config.network),
+            parent: &daemon.program,
+        };
         if let Err(error) = network.gc(&valid).await {
             outcome = Err(Error::internal(format!("collect garbage of network {}", list.name), error));
         }
@@ -343,10 +348,11 @@ struct Chain<'a> {
     netns: Option<PathBuf>,
     input: PathBuf,
     config: Arc<crate::config::Config>,
+    parent: &'a Program,
 }
 
 impl<'a> Chain<'a> {
-    fn new(daemon: &Daemon, dirs: &Directories, record: &'a NetworkRecord) -> Result<Self, Error> {
+    fn new(daemon: &'a Daemon, dirs: &Directories, record: &'a NetworkRecord) -> Result<Self, Error> {
         let Maker::Cni { args, capability_args, .. } = &record.maker else {
             return Err(Error::internal(
                 format!("network of pod sandbox {}", record.container),
@@ -363,12 +369,13 @@ impl<'a> Chain<'a> {
             netns: runtime::netns::is_pinned(&netns).then_some(netns),
             input: input(dirs),
             config: daemon.config(),
+            parent: &daemon.program,
         })
     }
 
     fn network<'b>(&'b self, list: &'b NetworkList) -> Network<'b> {
         let config = &self.config.network;
-        Network { list, bin_dirs: &config.cni_bin_dirs, limit: limit(config) }
+        Network { list, bin_dirs: &config.cni_bin_dirs, limit: limit(config), parent: self.parent }
     }
 
     fn attachment(&self) -> cni::chain::Attachment<'_> {

@@ -101,7 +101,12 @@ async fn examine(
         *examined = None;
         return publish(daemon, &outlook);
     }
-    let network = Network { list, bin_dirs: &config.network.cni_bin_dirs, limit: limit(&config.network) };
+    let network = Network {
+        list,
+        bin_dirs: &config.network.cni_bin_dirs,
+        limit: limit(&config.network),
+        parent: &daemon.program,
+    };
     let versions = match examined.take() {
         Some((before, versions)) if before == outlook => versions,
         _ => {

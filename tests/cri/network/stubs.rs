@@ -127,7 +127,9 @@ fn failed_add(node: &Node, stubs: &StubPlugins, plugin: &str, fault: Fault, kill
     if kill {
         node.launch()?;
     }
-    until_clean(node, stubs)
+    until_clean(node, stubs)?;
+    ensure!(stubs.escaped()?.is_empty(), "not killed with the plugin: {:?}", stubs.escaped());
+    Ok(())
 }
 
 /// Stops a pod while a plugin does DEL wrong: it is refused until the plugin works, and done then.
@@ -165,6 +167,7 @@ fn failed_del(node: &Node, stubs: &StubPlugins, plugin: &str, fault: Fault, kill
     client.stop_pod(&id)?;
     client.remove_pod(&id)?;
     ensure!(stubs.calls("DEL").len() == done, "DEL was repeated after it had succeeded");
+    ensure!(stubs.escaped()?.is_empty(), "not killed with the plugin: {:?}", stubs.escaped());
     Ok(())
 }
 
