@@ -9,6 +9,7 @@
 //!
 //! Whatever fails, nothing stays: the child is reaped, the cgroup and the parents made for it are removed.
 
+use std::cell::RefCell;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use std::time::Instant;
 use crate::cgroup::{self, Cgroup, CgroupPath, Hierarchies, Limits};
 use crate::hooks::{self, Point};
 use crate::launch::Streams;
-use crate::mounts::Sources;
+use crate::mounts::{Maps, Sources};
 use crate::namespaces::Route;
 use crate::plan::Plan;
 use crate::resctrl::Resctrl;
@@ -102,8 +103,6 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// The master of its pseudo-terminal, with [`Stdio::Pty`].
     pub console: Option<OwnedFd>,
-    /// What [`seccomp::Program::listener`] is to get.
-    pub seccomp_notify: Option<OwnedFd>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// Its resctrl groups, where it has any: to be removed with it.
@@ -135,9 +134,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
     let cloned =
         cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup, resctrl.as_ref()));
     match cloned {
-        Ok(Spawned { pid, pidfd, fd: console, listener: seccomp_notify, .. }) => {
-            Ok(Created { pid, pidfd, console, seccomp_notify, cgroup, resctrl })
-        }
+        Ok(Spawned { pid, pidfd, fd: console, .. }) => Ok(Created { pid, pidfd, console, cgroup, resctrl }),
         Err(failure) => {
             let failure = undo(failure);
             let parents = cgroup.made_ancestors().to_vec();
@@ -169,7 +166,8 @@ fn clone_init(
     resctrl: Option<&resctrl::Group>,
 ) -> Result<Spawned, Failure> {
     let plan = request.plan;
-    let sources = Sources::open(plan)?;
+    let maps = RefCell::new(Maps::default());
+    let sources = Sources::open(plan, &mut maps.borrow_mut())?;
     let before_pivot = |pid: i32| {
         for (point, hooks) in
             [(Point::Prestart, &plan.hooks.prestart), (Point::CreateRuntime, &plan.hooks.create_runtime)]
@@ -181,6 +179,8 @@ fn clone_init(
         }
         Ok(())
     };
+    // Its pid is known when it is told.
+    let agent_state = init::state(request.id, request.bundle, plan, (0, Status::Creating));
     let parent = Spawn {
         route,
         pid_namespace_of: None,
@@ -193,6 +193,8 @@ fn clone_init(
         maps: (&plan.namespaces.uid_maps, &plan.namespaces.gid_maps),
         net_devices: &plan.net_devices,
         before_pivot: &before_pivot,
+        agent: request.seccomp.and_then(seccomp::Program::listener).zip(Some(agent_state)),
+        map_owners: &|mount, clone| maps.borrow_mut().map_mount(mount, clone, plan),
     };
     spawn(parent, |link, cgroup| match cgroup {
         Some(cgroup) => init::run(request, sources, cgroup, link),

@@ -19,7 +19,8 @@ use crate::handshake::{End, FromChild};
 use crate::launch::{self, Affinity, Launch, Program};
 use crate::namespaces::{self, Route};
 use crate::plan::{MemoryPolicy, NamespaceKind, Process};
-use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, spawn};
+use crate::spawn::{SPAWN_DEADLINE, Spawn, Spawned, held, spawn};
+use crate::state::State;
 use crate::{Failure, Step, init, lsm, process, relay, resctrl, seccomp, sys};
 
 /// What to run where.
@@ -37,6 +38,8 @@ pub struct ExecRequest<'a> {
     pub stdio: Stdio,
     /// The container's compiled seccomp profile.
     pub seccomp: Option<&'a seccomp::Program>,
+    /// The container, as [`seccomp::Program::listener`] is told of it; None is for a filter that has no such listener.
+    pub container: Option<State<'a>>,
     /// So many descriptors from 3 on stay open in it.
     pub preserve_fds: u32,
     /// The container's personality(2).
@@ -56,8 +59,6 @@ pub struct Execed {
     pub pidfd: OwnedFd,
     /// The master of its pseudo-terminal, with [`Stdio::Pty`].
     pub console: Option<OwnedFd>,
-    /// What [`seccomp::Program::listener`] is to get.
-    pub seccomp_notify: Option<OwnedFd>,
 }
 
 /// Runs a process in a container and returns once it executes its program.
@@ -84,6 +85,8 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         maps: (&[], &[]),
         net_devices: &[],
         before_pivot: &|_| Ok(()),
+        agent: seccomp.and_then(seccomp::Program::listener).zip(request.container),
+        map_owners: &|_, _| Err(Failure::because(Step::Handshake, "an exec'd process mounts nothing")),
     };
     let launch = Launch {
         process,
@@ -107,8 +110,8 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
     // Ready was its last word unless execve fails; its end closes when that succeeds.
     match spawned.link.next(Instant::now() + SPAWN_DEADLINE) {
         Ok(None) => {
-            let Spawned { pid, pidfd, fd: console, listener: seccomp_notify, .. } = spawned;
-            Ok(Execed { pid, pidfd, console, seccomp_notify })
+            let Spawned { pid, pidfd, fd: console, .. } = spawned;
+            Ok(Execed { pid, pidfd, console })
         }
         Ok(Some(packet)) => {
             spawned.reap();
@@ -119,7 +122,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Execed, Failure> {
         }
         Err(failure) => {
             spawned.reap();
-            Err(failure)
+            Err(held(failure, seccomp.is_some_and(launch::is_early)))
         }
     }
 }

@@ -15,6 +15,9 @@
 //! moves them, with their addresses
 //!                     --- Go ------------>
 //!                                                 mounts, devices
+//!                     <-- MapOwners + mount --    only in a user namespace, for an idmapped mount of an earlier mount's
+//! maps its owners
+//!                     --- Go ------------>
 //!                     <-- BeforePivot ----        only with hooks
 //! prestart and createRuntime hooks
 //!                     --- Go{pid} ------->
@@ -22,7 +25,7 @@
 //!                     <-- RaiseLimits ----        only in a user namespace, with limits above the engine's
 //!                     --- Go ------------>
 //!                     <-- Listener -------        only with a seccomp filter that has one, after it is loaded
-//! takes it by pidfd_getfd
+//! takes it by pidfd_getfd, and to the seccomp agent
 //!                     --- Go ------------>
 //!                     <-- Attributes -----        only from an exec'd process: nothing else holds it until its score is written
 //!                     --- Go ------------>
@@ -48,6 +51,8 @@ use crate::{Failure, Step};
 
 /// The longest packet of a child: a failure with its path and message.
 const MAX_PACKET_BYTES: usize = 64 << 10;
+/// What is said of a child that says nothing.
+pub(crate) const LATE: &str = "the new process did not answer in time";
 /// The longest answer of a parent.
 const MAX_ANSWER_BYTES: usize = 256;
 
@@ -66,6 +71,11 @@ pub(crate) enum FromChild {
     Map,
     /// Move the plan's network devices into my network namespace.
     NetDevices,
+    /// Map the owners of the mount that is passed along: in a user namespace I may not.
+    MapOwners {
+        /// Its number among the plan's mounts.
+        mount: usize,
+    },
     /// Run the hooks that are due before pivot_root.
     BeforePivot,
     /// Tell me when my oom_score_adj and resctrl group are set: I have no gate to wait at.
@@ -119,7 +129,7 @@ impl End {
         let mut buffer = vec![0; MAX_PACKET_BYTES];
         loop {
             if !readable_by(self.0.as_fd(), deadline).map_err(|errno| Failure::os(Step::Handshake, errno))? {
-                return Err(Failure::because(Step::Handshake, "the new process did not answer in time"));
+                return Err(Failure::because(Step::Handshake, LATE));
             }
             match wire::receive(self.0.as_fd(), &mut buffer).map_err(broken)? {
                 Some(Packet { message: FromChild::Warning(text), .. }) => tracing::warn!("{text}"),
@@ -140,7 +150,12 @@ impl End {
 
     /// The child asks, and waits until its parent has done it. Returns its pid as the parent sees it.
     pub(crate) fn ask(&self, question: &FromChild) -> Result<i32, Failure> {
-        self.tell(question, &[])?;
+        self.ask_about(question, &[])
+    }
+
+    /// As [`ask`](Self::ask), about these descriptors.
+    pub(crate) fn ask_about(&self, question: &FromChild, fds: &[BorrowedFd<'_>]) -> Result<i32, Failure> {
+        self.tell(question, fds)?;
         let answer: Option<Packet<FromParent>> =
             wire::receive(self.0.as_fd(), &mut [0; MAX_ANSWER_BYTES]).map_err(broken)?;
         match answer {

@@ -101,6 +101,7 @@ fn prepare(
         cgroup: scope.as_ref().unwrap_or(cgroup),
         user_namespace: namespaces.contains(NamespaceKind::User),
         cgroup_namespace: namespaces.contains(NamespaceKind::Cgroup),
+        link: Some(link),
     };
     let root = Root::prepare(plan, request.root)?.with_sources(sources);
     root.mount_all(plan, &around)?;
@@ -248,7 +249,18 @@ pub(crate) fn hook_state(
     plan: &Plan,
     (pid, status): (i32, Status),
 ) -> Result<Vec<u8>, Failure> {
-    let state = State {
+    let state = state(id, bundle, plan, (pid, status));
+    state.to_json().map_err(|error| Failure::because(Step::State, error.to_string()))
+}
+
+/// The state that hooks and seccomp agents are told.
+pub(crate) fn state<'a>(
+    id: &'a str,
+    bundle: &'a Path,
+    plan: &'a Plan,
+    (pid, status): (i32, Status),
+) -> State<'a> {
+    State {
         oci_version: &plan.oci_version,
         id,
         pid,
@@ -258,8 +270,7 @@ pub(crate) fn hook_state(
         created: None,
         annotations: &plan.annotations,
         owner: None,
-    };
-    state.to_json().map_err(|error| Failure::because(Step::State, error.to_string()))
+    }
 }
 
 fn name_host(plan: &Plan) -> Result<(), Failure> {

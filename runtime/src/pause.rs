@@ -56,6 +56,8 @@ pub fn start(request: &SandboxRequest) -> Result<Pause, Failure> {
         maps: (&namespaces.uid_maps, &namespaces.gid_maps),
         net_devices: &[],
         before_pivot: &|_| Ok(()),
+        agent: None,
+        map_owners: &|_, _| Err(Failure::because(Step::Handshake, "pause has no mounts to map")),
     };
     let monitor = rustix::process::getpid();
     let spawned = spawn(parent, |link, _| run(request, &namespaces, monitor, link))?;

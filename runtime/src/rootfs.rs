@@ -30,6 +30,7 @@ use rustix::io::Errno;
 
 pub(crate) use guard::finish;
 
+use crate::handshake::End;
 use crate::mounts::{self, Place, Sources};
 use crate::plan::{MountSource, NamespaceKind, Plan, Propagation, PropagationKind};
 use crate::sys::{self, Attributes};
@@ -55,19 +56,29 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) user_namespace: bool,
     /// Init is in a cgroup namespace whose root is its cgroup.
     pub(crate) cgroup_namespace: bool,
+    /// The engine, as far as init can ask it for what needs the host's privileges.
+    pub(crate) link: Option<&'a End>,
 }
 
 impl Root {
     /// Cuts the mount namespace off from the host's as the plan says, and puts the root in place: the detached mount on the plan's path, or a
-    /// clone of what is there on itself. In the host's own mount namespace nothing is mounted.
+    /// clone of what is there on itself.
+    ///
+    /// A container without a mount namespace mounts in the host's, as with runc, and what it mounts stays there when it is gone: only
+    /// who made the root knows who else uses it. All of it is below a mount of the root on itself, which is private; the propagation of
+    /// nothing else of the host's is touched. Without anything to mount there is not even that.
     pub(crate) fn prepare(plan: &Plan, detached: Option<BorrowedFd<'_>>) -> Result<Self, Failure> {
         let path = &plan.rootfs.path;
         let failed = |errno| Failure::at(Step::Rootfs, errno, path);
-        if !plan.namespaces.contains(NamespaceKind::Mount) {
+        let own = plan.namespaces.contains(NamespaceKind::Mount);
+        if !own && plan.mounts.is_empty() && !plan.rootfs.readonly {
             return Ok(Self::at(open_directory(path).map_err(failed)?));
         }
-        let asked = plan.rootfs.propagation;
-        cut_off(asked).map_err(|errno| Failure::at(Step::Rootfs, errno, "/").with_message("propagation"))?;
+        let asked = plan.rootfs.propagation.filter(|_| own);
+        if own {
+            cut_off(asked)
+                .map_err(|errno| Failure::at(Step::Rootfs, errno, "/").with_message("propagation"))?;
+        }
         let point = match open_directory(path) {
             // Only the host's root may walk there. A mount on `/` hides nothing before it is entered: look-ups begin below it.
             Err(Errno::ACCESS) if detached.is_some() => open_directory(Path::new("/")),
@@ -84,11 +95,15 @@ impl Root {
             }
             None => mounts::clone_fd(point.as_fd(), true).map_err(failed)?,
         };
+        let private = Attributes { propagation: libc::MS_PRIVATE, recursive: !own, ..Attributes::default() };
         if asked.is_none_or(|asked| asked.kind != PropagationKind::Slave) {
-            let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
             sys::mount_setattr(dir.as_fd(), &private).map_err(failed)?;
         }
         mounts::move_to(dir.as_fd(), point.as_fd()).map_err(failed)?;
+        if !own {
+            // Below a shared mount it has just become shared itself.
+            sys::mount_setattr(dir.as_fd(), &private).map_err(failed)?;
+        }
         Ok(Self::at(dir))
     }
 
@@ -112,14 +127,10 @@ impl Root {
         if plan.mounts.is_empty() {
             return Ok(());
         }
-        if !plan.namespaces.contains(NamespaceKind::Mount) {
-            let message = "mounts need a mount namespace of the container's";
-            return Err(Failure::because(Step::Mount, message));
-        }
         let _umask = Umask::cleared();
         let place = Place { root: self.dir(), plan, around };
         for (index, mount) in plan.mounts.iter().enumerate() {
-            if let Some(fd) = mounts::mount(&place, mount, self.sources.of(index))? {
+            if let Some(fd) = mounts::mount(&place, (index, mount), self.sources.of(index))? {
                 self.late.borrow_mut().push((fd, mount.destination.clone()));
             }
         }

@@ -18,8 +18,9 @@ use crate::cgroup::Cgroup;
 use crate::handshake::{self, End, FromChild};
 use crate::namespaces::{BornInside, Route};
 use crate::plan::{IdMap, NamespaceKind, Rlimit};
+use crate::state::State;
 use crate::sys::{self, Clone3, Forked};
-use crate::{Failure, Step, net_devices, process, resctrl};
+use crate::{Failure, Step, net_devices, process, resctrl, seccomp};
 
 /// How long a new process may take until it is ready. Hooks count, and have deadlines of their own.
 pub(crate) const SPAWN_DEADLINE: Duration = Duration::from_secs(120);
@@ -48,6 +49,10 @@ pub(crate) struct Spawn<'a> {
     pub(crate) net_devices: &'a [(String, String)],
     /// What is due before pivot_root (hooks), given the child's pid.
     pub(crate) before_pivot: &'a dyn Fn(i32) -> Result<(), Failure>,
+    /// Who gets the listener of its seccomp filter, and the state of the container that is told with it; pid 0: the child is its init.
+    pub(crate) agent: Option<(&'a seccomp::Listener, State<'a>)>,
+    /// Maps the owners of the detached clone of the plan's mount of this number, which its init may not.
+    pub(crate) map_owners: &'a dyn Fn(usize, BorrowedFd<'_>) -> Result<(), Failure>,
 }
 
 /// A process that is ready.
@@ -59,8 +64,6 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// What it passed along with its readiness: its console's master.
     pub(crate) fd: Option<OwnedFd>,
-    /// Its seccomp listener.
-    pub(crate) listener: Option<OwnedFd>,
     /// The conversation, for a child that has something to say even after it was ready.
     pub(crate) link: End,
 }
@@ -112,13 +115,7 @@ pub(crate) fn spawn(
     } else {
         serve(&mut spawn, &ours, first, deadline)
     };
-    served.map(|(born, Passed { console, listener })| Spawned {
-        pid: born.pid,
-        pidfd: born.pidfd,
-        fd: console,
-        listener,
-        link: ours,
-    })
+    served.map(|(born, console)| Spawned { pid: born.pid, pidfd: born.pidfd, fd: console, link: ours })
 }
 
 /// The child's side of clone3. `placed`: it was born in its v2 cgroup. Does not return.
@@ -220,15 +217,15 @@ fn receive_init(link: &End, deadline: Instant) -> Result<Born, Failure> {
     }
 }
 
-/// Serves a child until it is ready.
+/// Serves a child until it is ready. Returns its console's master with it, where it has one.
 fn serve(
     spawn: &mut Spawn<'_>,
     link: &End,
     born: Born,
     deadline: Instant,
-) -> Result<(Born, Passed), Failure> {
+) -> Result<(Born, Option<OwnedFd>), Failure> {
     match serve_until_ready(spawn, link, &born, deadline) {
-        Ok(passed) => Ok((born, passed)),
+        Ok(console) => Ok((born, console)),
         Err(failure) => {
             let status = born.reap(true);
             Err(explain(failure, status))
@@ -236,19 +233,12 @@ fn serve(
     }
 }
 
-/// What a child has passed to its parent by the time it is ready.
-#[derive(Default)]
-struct Passed {
-    console: Option<OwnedFd>,
-    listener: Option<OwnedFd>,
-}
-
 fn serve_until_ready(
     spawn: &mut Spawn<'_>,
     link: &End,
     born: &Born,
     deadline: Instant,
-) -> Result<Passed, Failure> {
+) -> Result<Option<OwnedFd>, Failure> {
     let pid = born.pid;
     if let Some(score) = spawn.oom_score_adj {
         write_oom_score_adj(pid, score)?;
@@ -256,9 +246,11 @@ fn serve_until_ready(
     if let Some(group) = spawn.resctrl {
         group.assign(pid)?;
     }
-    let mut passed = Passed::default();
+    let mut filtered = false;
     loop {
-        let Some(mut packet) = link.next(deadline)? else { return Err(silent()) };
+        let Some(mut packet) = link.next(deadline).map_err(|failure| held(failure, filtered))? else {
+            return Err(silent());
+        };
         tracing::debug!(pid, said = ?packet.message, "the new process has spoken");
         match packet.message {
             FromChild::Place => place(spawn, pid)?,
@@ -268,14 +260,22 @@ fn serve_until_ready(
             // They were set before its first packet was read.
             FromChild::Attributes => {}
             FromChild::RaiseLimits => raise_hard_limits(pid, spawn.rlimits),
+            FromChild::MapOwners { mount } => {
+                let clone = packet.fds.pop();
+                let clone = clone.ok_or_else(|| Failure::because(Step::Handshake, "no mount was passed"))?;
+                (spawn.map_owners)(mount, clone.as_fd())?;
+            }
+            // At once: every system call from here on may be one that only the listener's new owner lets through.
             FromChild::Listener { fd } => {
                 let taken = pidfd_getfd(&born.pidfd, fd, PidfdGetfdFlags::empty());
-                passed.listener = Some(taken.map_err(|errno| Failure::os(Step::Seccomp, errno))?);
+                let taken = taken.map_err(|errno| Failure::os(Step::Seccomp, errno))?;
+                if let Some((agent, container)) = &spawn.agent {
+                    let of = if container.pid == 0 { pid } else { container.pid };
+                    seccomp::agent::pass(agent, taken.as_fd(), pid, &State { pid: of, ..container.clone() })?;
+                }
+                filtered = true;
             }
-            FromChild::Ready => {
-                passed.console = packet.fds.pop();
-                return Ok(passed);
-            }
+            FromChild::Ready => return Ok(packet.fds.pop()),
             FromChild::Failed(failure) => return Err(failure),
             FromChild::Born { .. } | FromChild::Warning(_) => {
                 return Err(Failure::because(Step::Handshake, "the new process spoke out of turn"));
@@ -305,6 +305,15 @@ fn raise_hard_limits(pid: i32, wanted: &[Rlimit]) {
             let _ = sys::prlimit(pid, Rlimit { soft: current.soft, ..*limit });
         }
     }
+}
+
+/// Adds to a child's silence that its filter's listener may be what it waits for.
+pub(crate) fn held(failure: Failure, filtered: bool) -> Failure {
+    if filtered && failure.message.as_deref() == Some(handshake::LATE) {
+        let message = format!("{}: has the seccomp agent answered for its system calls?", handshake::LATE);
+        return failure.with_message(message);
+    }
+    failure
 }
 
 /// A child that ended without saying why.

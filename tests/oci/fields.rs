@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use podwright_tests::oci::Bundle;
+use podwright_tests::oci::{Bundle, Ran};
 use podwright_tests::{Outcome, skip};
 use serde_json::{Value, json};
 
@@ -291,5 +291,59 @@ fn an_idmapped_mount_shows_other_owners() -> Outcome {
     let made = std::fs::metadata(data.join("new"))?;
     let owner = (std::os::unix::fs::MetadataExt::uid(&made), std::os::unix::fs::MetadataExt::gid(&made));
     assert_eq!(owner, (1000, 1001), "what its root makes there is 1000's on disk");
+    Ok(())
+}
+
+/// The source of the last mount is what the mounts before it make of the root: on the host nothing is there. It was looked for there only.
+#[test]
+fn an_idmapped_mount_may_be_of_an_earlier_mount() -> Outcome {
+    let bundle = Bundle::new("cat /final/x/file; stat -c %u /final/x/file")?;
+    for below in ["a/x", "b"] {
+        std::fs::create_dir_all(bundle.path().join("source").join(below))?;
+    }
+    std::fs::write(bundle.path().join("source/b/file"), "of b\n")?;
+    let (uid, gid) = (100_000, 200_000);
+    let bind = |source: &std::path::Path, destination: &str, options: &[&str]| json!({"destination": destination, "type": "bind", "source": source, "options": options});
+    bundle.edit(|spec| {
+        let map = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 65536}]);
+        spec["linux"]["uidMappings"] = map(uid);
+        spec["linux"]["gidMappings"] = map(gid);
+        spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+        let source = bundle.path().join("source");
+        add_mount(spec, bind(&source.join("a"), "/mnt", &["rbind"]));
+        add_mount(spec, bind(&source.join("b"), "/mnt/x", &["rbind"]));
+        add_mount(spec, bind(&bundle.path().join("rootfs/mnt"), "/final", &["rbind", "ridmap"]));
+    })?;
+    // The container's root owns nothing here, and the way here is the host root's only.
+    for point in ["mnt", "final"] {
+        std::fs::create_dir_all(bundle.path().join("rootfs").join(point))?;
+    }
+    let output = bundle.wright(&["run", &bundle.id])?.ok()?;
+    assert_eq!(output, "of b\n0\n", "what root owns on the host is the container's root's");
+    Ok(())
+}
+
+/// The host's mounts are then the container's, as with runc. The host is a mount namespace of this test's own.
+#[test]
+fn without_a_mount_namespace_the_containers_mounts_are_the_hosts() -> Outcome {
+    let bundle = Bundle::new("stat -f -c %T /proc; test ! -e /etc/shadow; touch /new 2>&1")?;
+    bundle.edit(|spec| {
+        spec["root"]["readonly"] = json!(true);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        namespaces.retain(|namespace| namespace["type"] != "mount");
+        spec["linux"]["maskedPaths"] = json!([]);
+        spec["linux"]["readonlyPaths"] = json!([]);
+    })?;
+    let script = "\"$0\" --root \"$1\" run \"$2\"; echo code $?; grep -c \" $3\" /proc/self/mountinfo";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(podwright_tests::binaries::find("wright")?);
+    command.arg(bundle.state_root()).arg(&bundle.id).arg(bundle.path().join("rootfs"));
+    let ran = Ran::from(command.current_dir(bundle.path()).output()?);
+    let lines: Vec<_> = ran.stdout.lines().collect();
+    assert!(
+        matches!(lines[..], ["proc", touched, "code 1", mounts] if touched.contains("Read-only")
+        && mounts.parse::<usize>().is_ok_and(|mounts| mounts > 5)),
+        "{ran:?}"
+    );
     Ok(())
 }

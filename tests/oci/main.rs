@@ -16,6 +16,7 @@ mod podman;
 mod privilege;
 mod resources;
 mod rootless;
+mod seccomp;
 mod terminal;
 
 use podwright_tests::oci::Bundle;

@@ -10,9 +10,8 @@ use runtime::checkpoint::{self, RestoreOptions, RestoreRequest};
 use runtime::container::{CreateRequest, StartGate, Stdio, create};
 use runtime::plan::{NamespaceKind, Plan};
 use runtime::spec::{self, CONFIG, Loaded};
-use runtime::state::{Record, StateDir, Status};
+use runtime::state::{Record, StateDir};
 use runtime::{resctrl, seccomp, state};
-use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -135,10 +134,7 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     drop(request);
     let made = Made { pid: created.pid, cgroup: created.cgroup.record(), resctrl: created.resctrl.clone() };
     let record = record(globals, id, bundle, &plan, made)?;
-    let listener = created.seccomp_notify.as_ref();
-    let filtered = Filtered { program: program.as_ref(), listener, pid: created.pid };
-    let finished = pass_listener(&filtered, &record, Status::Creating)
-        .and_then(|()| finish(parsed, &dir, &record, &created.pidfd, created.console, console));
+    let finished = finish(parsed, &dir, &record, &created.pidfd, created.console, console);
     undo.disarm();
     match finished {
         Ok(console) => Ok(Launched { dir, record, plan, pidfd: created.pidfd, console, gate }),
@@ -237,40 +233,6 @@ fn cgroup_options(globals: &Globals, plan: &Plan) -> CreateOptions {
         unit_properties: unit_properties(plan),
         ..CreateOptions::default()
     }
-}
-
-/// A process and the seccomp filter it is under.
-pub(crate) struct Filtered<'a> {
-    /// The filter, if it has one.
-    pub program: Option<&'a seccomp::Program>,
-    /// The filter's listener, if it has one.
-    pub listener: Option<&'a OwnedFd>,
-    /// The process.
-    pub pid: i32,
-}
-
-/// Hands a filter's listener to who decides its system calls, with the state the runtime-spec describes
-/// (`config-linux.md#containerprocessstate`).
-pub(crate) fn pass_listener(filtered: &Filtered<'_>, record: &Record, status: Status) -> Result<()> {
-    let receiver = filtered.program.and_then(seccomp::Program::listener);
-    let (Some(receiver), Some(fd)) = (receiver, filtered.listener) else { return Ok(()) };
-    let state = json!({
-        "ociVersion": record.oci_version,
-        "fds": ["seccompFd"],
-        "pid": filtered.pid,
-        "metadata": receiver.metadata.as_deref().unwrap_or_default(),
-        "state": {
-            "ociVersion": record.oci_version,
-            "id": record.id,
-            "status": status,
-            "pid": record.pid.unwrap_or(0),
-            "bundle": record.bundle,
-            "annotations": record.annotations,
-        },
-    });
-    let socket = connect(&receiver.path)
-        .context("linux.seccomp.listenerPath: failed to connect with seccomp agent")?;
-    send_fd(&socket, fd.as_fd(), &state.to_string())
 }
 
 /// What must be told to others once init exists. The result is the terminal, if it is ours to relay.

@@ -153,7 +153,7 @@ impl Server {
             cgroup,
             stdio,
             own_pids: made.own_pids,
-            late_hooks: made.late_hooks,
+            plan: made.plan,
             root: made.root,
             seccomp: made.seccomp,
         };
@@ -198,14 +198,15 @@ impl Server {
         self.forget_ended_execs();
         let number = self.number();
         let lives = self.by_id_mut(&request.container).ok_or_else(|| gone(&request.container))?;
-        let (container, Container { pid, pidfd, cgroup, root, seccomp, .. }) = lives;
+        let (container, Container { pid, pidfd, cgroup, root, seccomp, bundle, plan, .. }) = lives;
         let pidfd = pidfd.as_ref().ok_or_else(|| gone(&request.container))?.as_fd();
         // A process that begins in a frozen cgroup would be waited for until the deadline.
         if cgroup.is_frozen()? {
             let message = format!("container {} is paused", request.container);
             return Err(Failure::because(Step::Request, message));
         }
-        let target = engine::Target { pid: *pid, pidfd, cgroup, root: *root, seccomp: seccomp.as_ref() };
+        let (seccomp, plan) = (seccomp.as_ref(), plan.as_deref());
+        let target = engine::Target { pid: *pid, pidfd, cgroup, root: *root, seccomp, bundle, plan };
         let made = engine::exec(request, fds, target, number)?;
         let pidfd = self
             .poll
@@ -313,7 +314,7 @@ impl Server {
         }
         // Its execs die with it; their exits are still told.
         give_up(&container.cgroup);
-        if let Some(plan) = &container.late_hooks {
+        if let Some(plan) = &container.plan {
             for failure in run_poststop_hooks(id, &container.bundle, plan) {
                 tracing::warn!(container = id, %failure, "a poststop hook");
             }

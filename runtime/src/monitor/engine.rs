@@ -17,10 +17,15 @@ use crate::container::{self, StartGate, Stdio};
 use crate::exec;
 use crate::plan::{NamespaceKind, Plan, Process};
 use crate::seccomp::Program;
-use crate::{Failure, Step, spec};
+use crate::state::Status;
+use crate::{Failure, Step, init, spec};
 
 /// The most that is read from a passed memfd.
 const MAX_MEMFD_BYTES: usize = 4 * 1024 * 1024;
+
+/// The longest that a hook may run, in seconds. The monitor waits for most of them, and all of its pod with it; a hook that gives
+/// itself more time, or no limit at all, gets this.
+const MOST_HOOK_SECONDS: u64 = 60;
 
 /// A container at its start gate.
 pub(super) struct Container {
@@ -31,8 +36,8 @@ pub(super) struct Container {
     pub(super) ends: Ends,
     /// Its PID namespace is its own: the kernel kills all of it with its init.
     pub(super) own_pids: bool,
-    /// Its plan, where there are hooks to run once the program runs or the container is gone.
-    pub(super) late_hooks: Option<Box<Plan>>,
+    /// Its plan, where there are hooks to run once the program runs or the container is gone, or a seccomp agent to be told of execs.
+    pub(super) plan: Option<Box<Plan>>,
     /// Who its root is on the host; None: the host's root. See [`give`].
     pub(super) root: Option<(u32, u32)>,
     /// The memfd with its seccomp program, for what is exec'd into it. Kept as it is: its pages are the daemon's too.
@@ -51,6 +56,10 @@ pub(super) struct Target<'a> {
     pub(super) root: Option<(u32, u32)>,
     /// See [`Container::seccomp`].
     pub(super) seccomp: Option<&'a OwnedFd>,
+    /// Its bundle.
+    pub(super) bundle: &'a Path,
+    /// See [`Container::plan`].
+    pub(super) plan: Option<&'a Plan>,
 }
 
 /// An exec'd process.
@@ -111,6 +120,9 @@ pub(super) fn create(
         (None, Some(master)) => Ends::Terminal(master),
         (None, None) => return Err(Failure::because(Step::Console, "the engine gave no terminal")),
     };
+    let keeps_plan = !plan.hooks.poststart.is_empty()
+        || !plan.hooks.poststop.is_empty()
+        || filter.as_ref().is_some_and(|filter| filter.listener().is_some());
     Ok(Container {
         pid: created.pid,
         pidfd: created.pidfd,
@@ -118,8 +130,7 @@ pub(super) fn create(
         cgroup: created.cgroup,
         ends,
         own_pids: plan.namespaces.is_new(NamespaceKind::Pid),
-        late_hooks: (!plan.hooks.poststart.is_empty() || !plan.hooks.poststop.is_empty())
-            .then(|| Box::new(plan)),
+        plan: keeps_plan.then(|| Box::new(plan)),
         root: root_outside,
         seccomp,
     })
@@ -132,7 +143,7 @@ pub(super) fn exec(
     target: Target<'_>,
     number: u32,
 ) -> Result<Execed, Failure> {
-    let Target { pid, pidfd, cgroup: container, root, seccomp } = target;
+    let Target { pid, pidfd, cgroup: container, root, seccomp, bundle, plan } = target;
     let mut fds = fds.into_iter();
     let description = fds.next().ok_or_else(|| Failure::because(Step::Request, "no process was passed"))?;
     let process = read_process(&description)?;
@@ -163,6 +174,7 @@ pub(super) fn exec(
         cgroup: cgroup.as_mut().unwrap_or(container),
         stdio: streams,
         seccomp: filter.as_ref(),
+        container: plan.map(|plan| init::state(&request.container, bundle, plan, (pid, Status::Running))),
         preserve_fds: 0,
         // Pods have neither.
         personality: None,
@@ -181,7 +193,8 @@ pub(super) fn exec(
 fn read_plan(bundle: &Path) -> Result<Plan, Failure> {
     let config = |error: &dyn std::error::Error| Failure::because(Step::Config, describe(error));
     let loaded = spec::load(bundle).map_err(|error| config(&error))?;
-    let plan = Plan::from_spec(&loaded.spec, &loaded.raw, bundle).map_err(|error| config(&error))?;
+    let mut plan = Plan::from_spec(&loaded.spec, &loaded.raw, bundle).map_err(|error| config(&error))?;
+    plan.hooks.bound(MOST_HOOK_SECONDS);
     for warning in loaded.warnings.iter().chain(&plan.warnings) {
         tracing::debug!(%warning, "config.json");
     }

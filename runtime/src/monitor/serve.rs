@@ -105,8 +105,8 @@ pub(super) struct Container {
     pub(super) cgroup: Cgroup,
     pub(super) stdio: Stdio,
     pub(super) own_pids: bool,
-    /// See [`engine::Container::late_hooks`](super::engine::Container).
-    pub(super) late_hooks: Option<Box<Plan>>,
+    /// See [`engine::Container::plan`](super::engine::Container).
+    pub(super) plan: Option<Box<Plan>>,
     /// See [`engine::Container::root`](super::engine::Container::root).
     pub(super) root: Option<(u32, u32)>,
     /// The memfd with its seccomp program.
@@ -464,7 +464,7 @@ impl Server {
         let outcome = gate.starter.outcome();
         container.gate = None;
         // As in runc, who starts it waits for them; each has its own timeout.
-        if let (Ok(()), Some(plan)) = (&outcome, &container.late_hooks) {
+        if let (Ok(()), Some(plan)) = (&outcome, &container.plan) {
             for failure in run_poststart_hooks(&container.id, &container.bundle, plan, container.pid) {
                 tracing::warn!(container = container.id, %failure, "a poststart hook");
             }

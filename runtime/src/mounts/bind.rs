@@ -36,14 +36,19 @@ impl Sources {
     /// whose filesystem belongs to the host's user namespace. Call it in the engine, before the clone3 of
     /// init, which inherits the descriptors (all close-on-exec). Without a user namespace of the container's there
     /// is nothing to do.
-    pub(crate) fn open(plan: &Plan) -> Result<Self, Failure> {
+    pub(crate) fn open(plan: &Plan, maps: &mut Maps) -> Result<Self, Failure> {
         if !plan.namespaces.contains(NamespaceKind::User) || !plan.namespaces.contains(NamespaceKind::Mount) {
             return Ok(Self::default());
         }
         let mut clones = Vec::with_capacity(plan.mounts.len());
-        let mut maps = Maps::default();
         for mount in &plan.mounts {
             clones.push(match &mount.source {
+                // An earlier mount of the container's may cover it, which only init sees; see `clone_below_root`.
+                MountSource::Bind { path, .. }
+                    if mount.idmap.is_some() && path.starts_with(&plan.rootfs.path) =>
+                {
+                    None
+                }
                 MountSource::Bind { path, recursive } => {
                     let failure = |errno| Failure::at(Step::Mount, errno, &mount.destination);
                     let clone = match clone_source(path, *recursive, &mount.destination) {
@@ -56,7 +61,7 @@ impl Sources {
                     };
                     leave_peers(clone.as_fd(), plan).map_err(failure)?;
                     if let Some(map) = &mount.idmap {
-                        map_owners(clone.as_fd(), map, plan, &mut maps, &mount.destination)?;
+                        map_owners(clone.as_fd(), map, plan, maps, &mount.destination)?;
                     }
                     Some(clone)
                 }
@@ -90,11 +95,39 @@ pub(super) fn clone_source(path: &Path, recursive: bool, destination: &Path) -> 
     })
 }
 
+/// In init: the clone of a source below the container's root, for when the way there on the host is the host root's only.
+pub(super) fn clone_below_root(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    recursive: bool,
+    destination: &Path,
+) -> Result<OwnedFd, Failure> {
+    let clone = super::handle(root, path).and_then(|source| clone_fd(source.as_fd(), recursive));
+    clone.map_err(|errno| {
+        let message = format!("bind source {} of the container's root", path.display());
+        Failure::at(Step::Mount, errno, destination).with_message(message)
+    })
+}
+
 /// The user namespaces that mounts of one container have taken their mappings from. kubelet gives all of a pod's mounts the same.
 #[derive(Debug, Default)]
-pub(super) struct Maps(Vec<(MountIdmap, OwnedFd)>);
+pub(crate) struct Maps(Vec<(MountIdmap, OwnedFd)>);
 
 impl Maps {
+    /// In the engine: maps the owners of init's clone for the plan's mount of this number.
+    pub(crate) fn map_mount(
+        &mut self,
+        number: usize,
+        clone: BorrowedFd<'_>,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
+        let mount = plan.mounts.get(number);
+        match mount.and_then(|mount| mount.idmap.as_ref().map(|map| (map, &mount.destination))) {
+            Some((map, destination)) => map_owners(clone, map, plan, self, destination),
+            None => Err(Failure::because(Step::Handshake, "a mount that is not idmapped was passed")),
+        }
+    }
+
     /// The one for `map`.
     fn namespace(&mut self, map: &MountIdmap, plan: &Plan) -> Result<BorrowedFd<'_>, Errno> {
         let same =

@@ -26,13 +26,14 @@ use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
 pub(crate) use attributes::{make_read_only, propagate};
-pub(crate) use bind::{Sources, clone_fd, clone_path};
+pub(crate) use bind::{Maps, Sources, clone_fd, clone_path};
 pub(crate) use cgroup::binds as cgroup_binds;
 pub(crate) use filesystem::{New, Refused, make};
 pub(crate) use idmap::user_namespace;
 
+use crate::handshake::FromChild;
 use crate::plan::options::{attr, superblock};
-use crate::plan::{Mount, MountSource, NamespaceKind, Plan};
+use crate::plan::{Mount, MountIdmap, MountSource, NamespaceKind, Plan};
 use crate::rootfs::Surroundings;
 use crate::{Failure, Step};
 use resolve::{Kind, Links, Point};
@@ -65,12 +66,11 @@ pub(crate) struct Place<'a> {
     pub(crate) around: &'a Surroundings<'a>,
 }
 
-/// Mounts one of the plan's mounts. `source` is the engine's clone of a bind source, for when only
-/// the engine could make it. Returns the mount if it
-/// has to become read-only later, once everything in it is in place.
+/// Mounts the plan's mount of this number. `source` is the engine's clone of a bind source, for when only the engine could make it. Returns
+/// the mount if it has to become read-only later, once everything in it is in place.
 pub(crate) fn mount(
     place: &Place<'_>,
-    mount: &Mount,
+    (index, mount): (usize, &Mount),
     source: Option<BorrowedFd<'_>>,
 ) -> Result<Option<OwnedFd>, Failure> {
     if mount.destination == Path::new("/") {
@@ -83,15 +83,18 @@ pub(crate) fn mount(
                 return bind(place, mount, clone).map(|()| None);
             }
             // One's own clone comes first: what is locked in this user namespace stays locked in it.
-            let clone = match (bind::clone_source(path, *recursive, &mount.destination), source) {
-                (Err(failure), Some(clone)) if failure.errno() == Some(Errno::ACCESS) => {
+            let below = path.strip_prefix(&place.plan.rootfs.path);
+            let clone = match (bind::clone_source(path, *recursive, &mount.destination), source, below) {
+                (Err(failure), Some(clone), _) if failure.errno() == Some(Errno::ACCESS) => {
                     return bind(place, mount, clone).map(|()| None);
                 }
-                (clone, _) => clone?,
+                (Err(failure), None, Ok(path)) if failure.errno() == Some(Errno::ACCESS) => {
+                    bind::clone_below_root(place.root, path, *recursive, &mount.destination)?
+                }
+                (clone, ..) => clone?,
             };
             if let Some(map) = &mount.idmap {
-                let mut maps = bind::Maps::default();
-                bind::map_owners(clone.as_fd(), map, place.plan, &mut maps, &mount.destination)?;
+                map_owners(place, (index, mount), map, clone.as_fd())?;
             }
             bind(place, mount, clone.as_fd()).map(|()| None)
         }
@@ -100,6 +103,20 @@ pub(crate) fn mount(
             kernel_view(place, mount).map(|()| None)
         }
         MountSource::Filesystem { .. } => new_filesystem(place, mount),
+    }
+}
+
+/// Maps the owners of a clone that is of an earlier mount of this container, or whose container has no user namespace. In a user namespace
+/// the engine must do it: it takes privileges over the filesystem.
+fn map_owners(
+    place: &Place<'_>,
+    (index, mount): (usize, &Mount),
+    map: &MountIdmap,
+    clone: BorrowedFd<'_>,
+) -> Result<(), Failure> {
+    match place.around.link.filter(|_| place.around.user_namespace) {
+        Some(engine) => engine.ask_about(&FromChild::MapOwners { mount: index }, &[clone]).map(drop),
+        None => bind::map_owners(clone, map, place.plan, &mut Maps::default(), &mount.destination),
     }
 }
 

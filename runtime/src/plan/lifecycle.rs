@@ -20,6 +20,19 @@ pub(super) fn from_spec(hooks: Option<&SpecHooks>) -> Result<Hooks, PlanError> {
     })
 }
 
+impl Hooks {
+    /// No hook runs for longer than `seconds`, whatever it gives itself.
+    pub(crate) fn bound(&mut self, seconds: u64) {
+        let Self { prestart, create_runtime, create_container, start_container, poststart, poststop } = self;
+        for hook in [prestart, create_runtime, create_container, start_container, poststart, poststop]
+            .into_iter()
+            .flatten()
+        {
+            hook.timeout_seconds = Some(hook.timeout_seconds.map_or(seconds, |own| own.min(seconds)));
+        }
+    }
+}
+
 fn point(name: &str, hooks: Option<&[SpecHook]>) -> Result<Vec<Hook>, PlanError> {
     let one = |(index, hook): (usize, &SpecHook)| {
         let field = |part: &str| format!("hooks.{name}[{index}].{part}");
@@ -40,4 +53,35 @@ fn point(name: &str, hooks: Option<&[SpecHook]>) -> Result<Vec<Hook>, PlanError>
         Ok(Hook { path: hook.path().clone(), args, env, timeout_seconds })
     };
     hooks.unwrap_or_default().iter().enumerate().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_hook_is_without_a_bound() {
+        let hook =
+            |timeout_seconds| Hook { path: "/hook".into(), args: Vec::new(), env: None, timeout_seconds };
+        let mut hooks = Hooks {
+            prestart: vec![hook(None)],
+            create_runtime: vec![hook(Some(5)), hook(Some(600))],
+            create_container: vec![hook(None)],
+            start_container: vec![hook(None)],
+            poststart: vec![hook(None)],
+            poststop: vec![hook(Some(61))],
+        };
+        hooks.bound(60);
+        let seconds = |hooks: &[Hook]| hooks.iter().map(|hook| hook.timeout_seconds).collect::<Vec<_>>();
+        assert_eq!(seconds(&hooks.create_runtime), [Some(5), Some(60)]);
+        for point in [
+            &hooks.prestart,
+            &hooks.create_container,
+            &hooks.start_container,
+            &hooks.poststart,
+            &hooks.poststop,
+        ] {
+            assert_eq!(seconds(point), [Some(60)]);
+        }
+    }
 }

@@ -15,7 +15,8 @@ use crate::{Failure, Step};
 /// After the pivot: `readonlyPaths`, `maskedPaths`, the root's own read-only flag and propagation, in this order: what is masked
 /// may lie in what is read-only.
 pub(crate) fn finish(plan: &Plan, _around: &Surroundings<'_>) -> Result<(), Failure> {
-    if !plan.namespaces.contains(NamespaceKind::Mount) {
+    let own = plan.namespaces.contains(NamespaceKind::Mount);
+    if !own && !plan.rootfs.readonly {
         return Ok(());
     }
     let root = open_directory(Path::new("/")).map_err(|errno| Failure::at(Step::Rootfs, errno, "/"))?;
@@ -28,7 +29,7 @@ pub(crate) fn finish(plan: &Plan, _around: &Surroundings<'_>) -> Result<(), Fail
         mounts::make_read_only(root, false)
             .map_err(|errno| Failure::at(Step::Rootfs, errno, "/").with_message("read-only"))?;
     }
-    if let Some(asked) = plan.rootfs.propagation
+    if let Some(asked) = plan.rootfs.propagation.filter(|_| own)
         && matches!(asked.kind, PropagationKind::Shared | PropagationKind::Unbindable)
     {
         mounts::propagate(root, &[asked])

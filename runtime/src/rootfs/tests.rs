@@ -105,7 +105,7 @@ fn usual() -> Vec<Value> {
 /// Enters the plan's root, says how long that took, and returns the console's master and peer.
 fn enter(plan: &Plan, detached: Option<BorrowedFd<'_>>, user_namespace: bool) -> (OwnedFd, OwnedFd) {
     let cgroup = own_cgroup();
-    let around = Surroundings { cgroup: &cgroup, user_namespace, cgroup_namespace: true };
+    let around = Surroundings { cgroup: &cgroup, user_namespace, cgroup_namespace: true, link: None };
     let started = std::time::Instant::now();
     let root = Root::prepare(plan, detached).unwrap();
     root.mount_all(plan, &around).unwrap();
@@ -279,7 +279,7 @@ fn what_an_image_may_not_do() {
     let empty = plan_of(vec![]);
     let root = Root::prepare(&empty, None).unwrap();
     let cgroup = own_cgroup();
-    let around = Surroundings { cgroup: &cgroup, user_namespace: false, cgroup_namespace: true };
+    let around = Surroundings { cgroup: &cgroup, user_namespace: false, cgroup_namespace: true, link: None };
     let refused = |mounts: Vec<Value>| root.mount_all(&plan_of(mounts), &around).unwrap_err().to_string();
 
     let message = refused(vec![mount("/proc", "proc", "proc", &[])]);

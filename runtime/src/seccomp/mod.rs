@@ -8,6 +8,7 @@
 //! conditions on one argument mean "either", and system calls that are newer than everything the profile names fail with ENOSYS
 //! ([`enosys`]), so that a libc falls back to the older one instead of taking EPERM for an answer.
 
+pub(crate) mod agent;
 pub mod enosys;
 
 use std::io::{Read, Seek};

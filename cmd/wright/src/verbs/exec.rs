@@ -11,7 +11,7 @@ use runtime::container::Stdio;
 use runtime::exec::{ExecRequest, exec};
 use runtime::plan::{Plan, Process};
 use runtime::spec::{self, Loaded};
-use runtime::state::Status;
+use runtime::state::{Record, State, Status};
 use serde_json::{Value, json};
 
 use crate::cli::{Command, Count, Parsed, list, switch, text};
@@ -19,8 +19,7 @@ use crate::container::{Container, write_whole};
 use crate::foreground::{Signals, supervise};
 use crate::globals::Globals;
 use crate::launch::{
-    CONSOLE_SOCKET, Filtered, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_console, pass_listener,
-    preserved_fds, seccomp_program,
+    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_console, preserved_fds, seccomp_program,
 };
 use crate::sealed;
 use crate::terminal::{Relay, connect, send_fd};
@@ -93,15 +92,13 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         cgroup: &mut cgroup,
         stdio: if process.terminal { Stdio::Pty { crlf: detach } } else { Stdio::Inherit },
         seccomp: program.as_ref(),
+        container: Some(as_told(&container.record)),
         preserve_fds: preserve_fds.all,
         resctrl: container.record.resctrl.as_ref(),
         personality: plan.personality,
         memory_policy: plan.memory_policy.as_ref(),
     })?;
-    let filtered =
-        Filtered { program: program.as_ref(), listener: made.seccomp_notify.as_ref(), pid: made.pid };
-    let told = pass_listener(&filtered, &container.record, Status::Running)
-        .and_then(|()| tell(parsed, made.pid, &made.pidfd, made.console, socket));
+    let told = tell(parsed, made.pid, &made.pidfd, made.console, socket);
     let attended = told.and_then(|console| match &signals {
         Some(signals) => {
             let relay = console.map(Relay::start).transpose()?;
@@ -114,6 +111,21 @@ fn run_inner(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         let _ = rustix::process::pidfd_send_signal(&made.pidfd, rustix::process::Signal::KILL);
     }
     attended
+}
+
+/// The container's state as its seccomp agent is told of it.
+fn as_told(record: &Record) -> State<'_> {
+    State {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        pid: record.pid.unwrap_or(0),
+        status: Status::Running,
+        bundle: &record.bundle,
+        rootfs: None,
+        created: None,
+        annotations: &record.annotations,
+        owner: None,
+    }
 }
 
 /// What others wait for: the terminal, the descriptor, the pid. The result is the terminal, if it is ours to relay.
