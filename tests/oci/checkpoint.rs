@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use podwright_tests::oci::{Bundle, Ran};
@@ -474,5 +474,71 @@ fn what_cannot_be_done_is_refused_before_anything_is_touched() -> Outcome {
     fs::write(bundle.path().join("images/descriptors.json"), r#"["/dev/null","/dev/null","/dev/null"]"#)?;
     refused(&["restore", "--image-path", "images"], "criu, which checkpoints need, is not on the PATH")?;
     assert!(snapshot::cgroups(&bundle.id).is_empty() && !bundle.state_root().join(&bundle.id).exists());
+    Ok(())
+}
+
+/// A process that does not outlive its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn memory_may_come_when_it_is_touched() -> Outcome {
+    let test = "checkpoint::memory_may_come_when_it_is_touched";
+    let Some(criu) = Criu::require(test) else { return Ok(()) };
+    let program = |arguments: &[&str]| {
+        let mut command = Command::new("criu");
+        command.args(arguments).env("PATH", criu.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    if !program(&["check", "--feature", "uffd-noncoop"]).status()?.success() {
+        skip::skip(test, "this kernel has no userfaultfd that criu could use");
+        return Ok(());
+    }
+    let counting = Counting::new(COUNT, criu.clone())?;
+    counting.run()?;
+    counting.beyond(3)?;
+    counting.checkpoint(&[])?.ok()?;
+    let count = counting.take_count()?;
+    // Whoever serves the pages listens beside criu's logs.
+    let work = counting.bundle.path().join("work");
+    fs::create_dir(&work)?;
+    let mut server = program(&["lazy-pages", "--images-dir"]);
+    server.arg(counting.images()).arg("--work-dir").arg(&work);
+    let mut server = Server(server.spawn()?);
+    watch::file(&work.join("lazy-pages.socket"), Deadline::in_seconds(20))?;
+    counting.restore(&["--lazy-pages", "--work-path", &work.to_string_lossy()])?;
+    assert!(counting.beyond(0)? > count);
+    // It ends when it has served every page.
+    process::wait_gone(server.0.id(), Deadline::in_seconds(60))?;
+    let ended = server.0.wait()?;
+    assert!(ended.success(), "{ended}");
+    Ok(())
+}
+
+/// Seen with a criu whose restore had failed: it waited for a process that the kernel could not let go.
+#[test]
+fn a_criu_that_does_nothing_any_more_is_given_up() -> Outcome {
+    let bundle = Bundle::new("true")?;
+    let directory = bundle.path().join("programs");
+    fs::create_dir(&directory)?;
+    let program = directory.join("criu");
+    fs::write(&program, "#!/bin/sh\nexec sleep 100000\n")?;
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::create_dir(bundle.path().join("images"))?;
+    fs::write(bundle.path().join("images/descriptors.json"), r#"["/dev/null","/dev/null","/dev/null"]"#)?;
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH")?);
+    let mut command = bundle.command(&["restore", "--image-path", "images", &bundle.id])?;
+    let ran = Ran::from(command.env("PATH", path).output()?);
+    assert!(ran.code == 1 && ran.stderr.contains("criu did nothing for 60 s and was killed"), "{ran:?}");
+    assert!(snapshot::cgroups(&bundle.id).is_empty() && !bundle.state_root().join(&bundle.id).exists());
+    assert!(process::belonging_to(&bundle.id)?.is_empty());
     Ok(())
 }

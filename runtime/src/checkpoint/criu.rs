@@ -27,6 +27,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::progress::{LOOK_EVERY, Progress, STILL_FOR};
 use super::rpc::{Kind, Notify, Request, Response};
 use crate::handshake::readable_by;
 use crate::{Failure, Step, sys};
@@ -59,6 +60,17 @@ pub(super) struct Criu {
     child: Child,
     /// None once it is told that nothing more comes.
     socket: Option<OwnedFd>,
+}
+
+/// How long criu is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// For ever.
+    Endless,
+    /// Until then. Past it the next notification is refused, and a criu that has none for some seconds is killed.
+    Until(Instant),
+    /// For as long as it, or a process that it makes, does something; see [`super::progress`].
+    WhileItMoves,
 }
 
 /// What is done about a notification, given the descriptors that came with it.
@@ -103,20 +115,32 @@ impl Criu {
         self.child.id()
     }
 
-    /// Asks for something and answers its notifications until it is done. A failure is criu's, a notification's, or that of time:
-    /// past `deadline` the next notification is refused, and a criu that has none for some seconds is killed.
+    /// Asks for something and answers its notifications until it is done. A failure is criu's, a notification's, or that of `patience`.
     pub(super) fn ask(
         &mut self,
         request: &Request,
-        deadline: Option<Instant>,
+        patience: Patience,
         notified: Notified<'_>,
     ) -> Result<Response, Failure> {
         self.send(request)?;
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
         let mut refused: Option<Failure> = None;
+        let deadline = if let Patience::Until(deadline) = patience { Some(deadline) } else { None };
+        let mut progress = (patience == Patience::WhileItMoves).then(Progress::begin);
         let mut until = deadline;
         loop {
+            if refused.is_none() && progress.is_some() {
+                until = Some(Instant::now() + LOOK_EVERY);
+            }
             let Some((response, fds)) = self.receive(&mut buffer, until)? else {
+                if let Some(progress) = progress.as_mut().filter(|_| refused.is_none()) {
+                    if progress.goes_on() {
+                        continue;
+                    }
+                    let _ = self.child.kill();
+                    let message = format!("criu did nothing for {} s and was killed", STILL_FOR.as_secs());
+                    return Err(too_late().with_message(message));
+                }
                 if refused.is_some() {
                     let _ = self.child.kill();
                     return Err(too_late().with_message("criu did not end in time and was killed"));

@@ -18,13 +18,14 @@
 mod criu;
 mod external;
 mod log;
+mod progress;
 mod restore;
 mod rpc;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -35,7 +36,7 @@ use crate::cgroup::{Cgroup, Controller};
 use crate::mounts::resolve::{self, Links};
 use crate::plan::Plan;
 use crate::{Failure, Step};
-use criu::{Criu, Setup};
+use criu::{Criu, Patience, Setup};
 use rpc::{Features, Kind, Options as RpcOptions, Request, Response};
 
 /// The file in an image directory that tells what the container's stdio was.
@@ -46,6 +47,9 @@ pub const DUMP_LOG: &str = "dump.log";
 
 /// The verbosity of criu's log: everything.
 const LOG_LEVEL: i32 = 4;
+
+/// How long criu may take to find out what it and the kernel can.
+const FEATURES_DEADLINE: Duration = Duration::from_secs(60);
 
 /// criu's `CRIU_NETWORK_LOCK_METHOD__SKIP`.
 const NETWORK_LOCK_SKIP: i32 = 3;
@@ -172,7 +176,9 @@ pub fn dump(
     let request = Request { kind: kind as i32, options: Some(rpc), ..Request::default() };
     let was_frozen = target.cgroup.is_frozen().unwrap_or(false);
     let mut criu = Criu::start(&Setup::default())?;
-    let answered = criu.ask(&request, deadline, &mut |notify, _| match notify.script.as_deref() {
+    // Without a deadline a person waits, who can tell a slow network or a late reader of lazy pages from a dead criu.
+    let patience = deadline.map_or(Patience::Endless, Patience::Until);
+    let answered = criu.ask(&request, patience, &mut |notify, _| match notify.script.as_deref() {
         Some("post-dump") => stopped(),
         Some("status-ready") => tell_ready(status.take()),
         _ => Ok(()),
@@ -262,7 +268,8 @@ fn require_features(options: &DumpOptions) -> Result<(), Failure> {
     }
     let wanted = Features { memory_tracking: tracking.then_some(true), lazy_pages: lazy.then_some(true) };
     let request = Request { kind: Kind::FeatureCheck as i32, features: Some(wanted), ..Request::default() };
-    let response = Criu::start(&Setup::default())?.ask(&request, None, &mut |_, _| Ok(()))?;
+    let patience = Patience::Until(Instant::now() + FEATURES_DEADLINE);
+    let response = Criu::start(&Setup::default())?.ask(&request, patience, &mut |_, _| Ok(()))?;
     let there = response.features.unwrap_or_default();
     let missing = [
         (tracking && there.memory_tracking != Some(true), "memory tracking"),

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::criu::{Criu, Setup, cgroups_of};
+use super::criu::{Criu, Patience, Setup, cgroups_of};
 use super::external::Joined;
 use super::rpc::{CgroupRoot, InheritFd, Kind, Notify, Options as RpcOptions, Request};
 use super::{DESCRIPTORS, Directories, Images, Options, common_options, done, external, io_failed, text};
@@ -201,7 +201,7 @@ fn run(
     };
     let ask = Request { kind: Kind::Restore as i32, options: Some(rpc), ..Request::default() };
     let mut console = None;
-    let response = criu.ask(&ask, None, &mut |notify, fds| {
+    let response = criu.ask(&ask, Patience::WhileItMoves, &mut |notify, fds| {
         match notify.script.as_deref() {
             Some("setup-namespaces") => set_up(request, notify)?,
             Some("orphan-pts-master") => console = fds.into_iter().next(),
