@@ -5,6 +5,7 @@
 //! `null` for "absent". Whether the values make sense is [`crate::plan`]'s to say.
 
 pub mod default;
+mod keys;
 
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt as _;
@@ -87,6 +88,7 @@ pub fn load(bundle: &Path) -> Result<Loaded, SpecError> {
 pub fn parse(text: &[u8]) -> Result<Loaded, SpecError> {
     let mut raw: Value = serde_json::from_slice(text).map_err(SpecError::Syntax)?;
     drop_nulls(&mut raw);
+    keys::fold(&mut raw);
     check_version(&raw)?;
     let mut warnings = Vec::new();
     if let Some(process) = raw.get_mut("process") {
@@ -107,6 +109,7 @@ pub fn load_process(path: &Path) -> Result<(Process, Value, Vec<String>), SpecEr
 pub fn parse_process(text: &[u8]) -> Result<(Process, Value, Vec<String>), SpecError> {
     let mut raw: Value = serde_json::from_slice(text).map_err(SpecError::Syntax)?;
     drop_nulls(&mut raw);
+    keys::fold(&mut raw);
     let mut warnings = Vec::new();
     normalise_process(&mut raw, "process", &mut warnings);
     let mut typed = raw.clone();
@@ -118,6 +121,7 @@ pub fn parse_process(text: &[u8]) -> Result<(Process, Value, Vec<String>), SpecE
 pub fn parse_value<T: DeserializeOwned>(text: &[u8]) -> Result<T, SpecError> {
     let mut raw: Value = serde_json::from_slice(text).map_err(SpecError::Syntax)?;
     drop_nulls(&mut raw);
+    keys::fold(&mut raw);
     typed_value(raw)
 }
 
@@ -203,16 +207,24 @@ fn normalise_process(process: &mut Value, field: &str, warnings: &mut Vec<String
     process.entry("user").or_insert_with(|| Value::Object(serde_json::Map::new()));
     process.entry("cwd").or_insert_with(|| Value::String(String::new()));
     let Some(Value::Object(sets)) = process.get_mut("capabilities") else { return };
-    for (set, names) in sets.iter_mut() {
+    let mut unknown = std::collections::BTreeSet::new();
+    for names in sets.values_mut() {
         let Some(names) = names.as_array_mut() else { continue };
         names.retain(|name| {
             let Value::String(name) = name else { return true };
             let known = capabilities::number(name).is_some() && name.starts_with("CAP_");
             if !known {
-                warnings.push(format!("{field}.capabilities.{set}: unknown capability {name:?} ignored"));
+                unknown.insert(name.clone());
             }
             known
         });
+    }
+    if !unknown.is_empty() {
+        let unknown: Vec<_> = unknown.into_iter().collect();
+        // The first words are runc's, which tools know.
+        let names = unknown.join(" ");
+        warnings
+            .push(format!("ignoring unknown or unavailable capabilities: [{names}] of {field}.capabilities"));
     }
 }
 
@@ -285,7 +297,7 @@ mod tests {
         let loaded = parse(text).unwrap();
         assert_eq!(
             loaded.warnings,
-            [r#"process.capabilities.bounding: unknown capability "CAP_FLY" ignored"#]
+            ["ignoring unknown or unavailable capabilities: [CAP_FLY] of process.capabilities"]
         );
         let process = loaded.spec.process().as_ref().unwrap();
         let bounding = process.capabilities().as_ref().unwrap().bounding();

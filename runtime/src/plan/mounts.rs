@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount as SpecMount, Spec};
 
-use super::error::{PlanError, absolute, no_nul};
+use super::error::{PlanError, no_nul};
 use super::namespaces::id_maps;
 use super::options::{self, Options};
 use super::{Mount, MountIdmap, MountSource, NamespaceKind, Namespaces, Rootfs};
@@ -195,7 +195,8 @@ fn idmap(
     Ok(Some(MountIdmap { uid_maps, gid_maps, recursive: options.idmap.unwrap_or(false) }))
 }
 
-/// `maskedPaths` or `readonlyPaths`: absolute, and possible only in a mount namespace.
+/// `maskedPaths` or `readonlyPaths`, possible only in a mount namespace. A relative one, which the spec does not know, is taken from `/`, as in
+/// runc.
 pub(super) fn guarded_paths(
     field: &str,
     paths: Option<&[String]>,
@@ -211,13 +212,16 @@ pub(super) fn guarded_paths(
     let mut guarded = Vec::with_capacity(paths.len());
     let mut seen = HashSet::with_capacity(paths.len());
     for (index, path) in paths.iter().enumerate() {
-        absolute(|| format!("{field}[{index}]"), Path::new(path))?;
+        no_nul(|| format!("{field}[{index}]"), path)?;
+        if path.is_empty() {
+            return Err(PlanError::missing(format!("{field}[{index}]")));
+        }
         if Path::new(path).components().any(|part| part == Component::ParentDir) {
             return Err(PlanError::invalid(format!("{field}[{index}]"), format!("{path} contains \"..\"")));
         }
         // A second mount over the first would guard nothing more.
         if seen.insert(path) {
-            guarded.push(PathBuf::from(path));
+            guarded.push(Path::new("/").join(path));
         }
     }
     Ok(guarded)

@@ -209,7 +209,10 @@ fn paths_cannot_climb() {
     refused(json!({"linux": {"cgroupsPath": "/a/../../b"}}), "linux.cgroupsPath");
     refused(json!({"linux": {"cgroupsPath": "a.slice:..:x"}}), "linux.cgroupsPath");
     refused(json!({"linux": {"maskedPaths": ["/proc/../etc"]}}), "linux.maskedPaths[0]");
-    refused(json!({"linux": {"readonlyPaths": ["proc"]}}), "linux.readonlyPaths[0]");
+    refused(json!({"linux": {"readonlyPaths": ["../proc"]}}), "linux.readonlyPaths[0]");
+    refused(json!({"linux": {"readonlyPaths": [""]}}), "linux.readonlyPaths[0]");
+    let relative = plan(json!({"linux": {"readonlyPaths": ["proc"]}})).unwrap();
+    assert_eq!(relative.readonly_paths, [Path::new("/proc")]);
     refused(json!({"linux": {"intelRdt": {"closID": ".."}}}), "invalid intelRdt.ClosID");
 }
 
