@@ -1,6 +1,10 @@
 //! What a container may see and do.
 
+use std::os::unix::net::UnixListener;
+
+use podwright_tests::seccomp::agent;
 use podwright_tests::{ContainerBuilder, Node, Outcome, Pod, PodBuilder, v1};
+use serde_json::json;
 
 fn profile(kind: v1::security_profile::ProfileType) -> v1::SecurityProfile {
     v1::SecurityProfile { profile_type: kind as i32, ..Default::default() }
@@ -90,6 +94,39 @@ fn no_new_privileges_and_seccomp_are_set_where_asked_for() -> Outcome {
         container.exec("grep -E 'Seccomp:|NoNewPrivs' /proc/self/status | tr -d '\\n'")?.stdout,
         "NoNewPrivs:\t1Seccomp:\t2"
     );
+    Ok(())
+}
+
+/// A profile of the node's whose calls an agent decides, execve included: the monitor must not wait for what the agent has yet to hear of.
+#[test]
+fn a_localhost_profile_may_have_an_agent() -> Outcome {
+    let node = Node::start()?;
+    let pod = PodBuilder::new(&node, "agent").run(&node)?;
+    let socket = node.path().join("agent.sock");
+    let listener = UnixListener::bind(&socket)?;
+    let file = node.path().join("agent.json");
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket, "listenerMetadata": "of a pod",
+        "syscalls": [{"names": ["execve", "recvmsg", "poll", "close_range", "openat"], "action": "SCMP_ACT_NOTIFY"}]
+    });
+    std::fs::write(&file, profile.to_string())?;
+    let of_init = agent(listener.try_clone()?);
+    let container = pod
+        .command(&["sleep", "1000"])
+        .security(|security| {
+            security.seccomp = Some(v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::Localhost as i32,
+                localhost_ref: file.to_string_lossy().into_owned(),
+            });
+        })
+        .start()?;
+    let of_exec = agent(listener);
+    assert_eq!(container.exec("echo in")?.stdout, "in\n");
+    let asked = of_exec.join().expect("the agent's thread")?;
+    assert!(asked > 1, "{asked} calls");
+    pod.stop()?;
+    let asked = of_init.join().expect("the agent's thread")?;
+    assert!(asked > 1, "{asked} calls");
     Ok(())
 }
 

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use podwright_tests::descriptor::receive;
 use podwright_tests::oci::{Bundle, Ran};
 use podwright_tests::{Criu, Deadline, Outcome, process, skip, snapshot, watch};
 use serde_json::{Value, json};
 
-use super::terminal::{read_until, receive};
+use super::terminal::read_until;
 
 /// Counts in a variable, which only its memory has, and shows the count in a file.
 const COUNT: &str =

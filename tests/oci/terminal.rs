@@ -1,15 +1,14 @@
 //! Terminals: handed over by `--console-socket`, or relayed by wright itself.
 
 use std::fs::File;
-use std::io::{IoSliceMut, Read as _, Write as _};
-use std::mem::MaybeUninit;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use anyhow::{Context as _, Result};
+use podwright_tests::descriptor::receive;
 use podwright_tests::oci::Bundle;
 use podwright_tests::{Deadline, Outcome, watch};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::json;
@@ -26,23 +25,6 @@ pub(super) fn read_until(terminal: &OwnedFd, wanted: &str) -> Result<String> {
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     Ok(text)
-}
-
-pub(super) fn receive(listener: &UnixListener) -> Result<OwnedFd> {
-    watch::readable(listener.as_fd(), Deadline::in_seconds(20))?;
-    let (socket, _) = listener.accept()?;
-    watch::readable(socket.as_fd(), Deadline::in_seconds(20))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 256];
-    recvmsg(&socket, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    control
-        .drain()
-        .find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        })
-        .context("a descriptor")
 }
 
 #[test]
