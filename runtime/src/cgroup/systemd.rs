@@ -356,6 +356,10 @@ fn limit_properties(limits: &Limits, v1: bool, version: u32) -> Vec<(String, Val
     }
     // systemd takes 0 for "idle" since 252.
     if !v1 && cpu.idle == Some(1) && version >= 252 {
+        if cpu.shares != 0 {
+            // In the words that tools know.
+            tracing::warn!("unable to apply both CPUWeight and CpuIdle to systemd, ignoring CPUWeight");
+        }
         set("CPUWeight", Value::Uint64(0));
     }
     if cpu.period_us != 0 && version >= 242 {
@@ -386,7 +390,13 @@ fn limit_properties(limits: &Limits, v1: bool, version: u32) -> Vec<(String, Val
         return out;
     }
     // The same conversions as for the files, and what `unified` says besides, or instead.
-    for write in writes_v2(limits).unwrap_or_default() {
+    let writes = writes_v2(limits).unwrap_or_default();
+    let idle = writes.iter().any(|write| write.file == "cpu.idle" && write.value == "1");
+    for write in writes {
+        if write.file == "cpu.weight" && idle && cpu.idle != Some(1) && version >= 252 {
+            tracing::warn!("unable to apply both cpu.weight and cpu.idle to systemd, ignoring cpu.weight");
+            continue;
+        }
         let name = match &*write.file {
             "memory.max" => "MemoryMax",
             "memory.high" => "MemoryHigh",
@@ -395,6 +405,11 @@ fn limit_properties(limits: &Limits, v1: bool, version: u32) -> Vec<(String, Val
             "memory.swap.max" => "MemorySwapMax",
             "io.weight" if !write.value.contains(' ') => "IOWeight",
             "cpu.weight" if cpu.shares == 0 => "CPUWeight",
+            // Of the unified map.
+            "cpu.idle" if idle && cpu.idle != Some(1) && version >= 252 => {
+                set("CPUWeight", Value::Uint64(0));
+                continue;
+            }
             "pids.max" if limits.pids.is_none() => "TasksMax",
             _ => continue,
         };
@@ -577,5 +592,17 @@ mod tests {
         assert_eq!(bitmask("3-1"), None);
         assert_eq!(bitmask("0-999999"), None);
         assert_eq!(quota_per_second(1, 0), 10_000);
+    }
+
+    #[test]
+    fn an_idle_unit_has_no_weight() {
+        let weights = |json: Json, version: u32| numbers(&properties(json, false, version));
+        assert_eq!(weights(json!({"cpu": {"shares": 200, "idle": 1}}), 252), ["CPUWeight=0"]);
+        assert_eq!(weights(json!({"cpu": {"idle": 0, "shares": 1024}}), 252), ["CPUWeight=100"]);
+        let unified = json!({"unified": {"cpu.idle": "1", "cpu.weight": "8"}});
+        assert_eq!(weights(unified.clone(), 252), ["CPUWeight=0"]);
+        // Before, systemd knows of no such thing, and the files alone tell.
+        assert_eq!(weights(unified, 249), ["CPUWeight=8"]);
+        assert_eq!(weights(json!({"unified": {"cpu.weight": "8"}}), 252), ["CPUWeight=8"]);
     }
 }
