@@ -1,6 +1,9 @@
 //! Checkpoint and restore, with a real criu.
 
 use std::fs;
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -489,18 +492,72 @@ impl Drop for Server {
     }
 }
 
+const NO_LAZY_PAGES: &str = "this kernel has no userfaultfd that criu could use";
+
+fn program(criu: &Criu, arguments: &[&str]) -> Command {
+    let mut command = Command::new("criu");
+    command.args(arguments).env("PATH", criu.path());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn has_lazy_pages(criu: &Criu) -> Result<bool> {
+    Ok(program(criu, &["check", "--feature", "uffd-noncoop"]).status()?.success())
+}
+
+/// Who asks for pages has to know when there is somebody to ask. (criu takes one that comes and goes for one that has all it wants.)
+#[test]
+fn a_lazy_dump_tells_when_its_pages_are_served() -> Outcome {
+    let test = "checkpoint::a_lazy_dump_tells_when_its_pages_are_served";
+    let Some(criu) = Criu::require(test) else { return Ok(()) };
+    if !has_lazy_pages(&criu)? {
+        skip::skip(test, NO_LAZY_PAGES);
+        return Ok(());
+    }
+    let counting = Counting::new(COUNT, criu.clone())?;
+    counting.run()?;
+    counting.beyond(3)?;
+    let status = counting.bundle.path().join("status");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &status,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )?;
+    let mut reader = fs::File::options().read(true).write(true).open(&status)?;
+    // Free a moment ago; loopback only.
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let server = address.to_string();
+    let flags = ["checkpoint", "--lazy-pages", "--page-server", &server, "--status-fd", "3"];
+    let wright =
+        counting.bundle.command(&[&flags[..], &["--image-path", "images", &counting.bundle.id]].concat())?;
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" 3>status", "sh"]).arg(wright.get_program()).args(wright.get_args());
+    command.current_dir(counting.bundle.path()).env("PATH", criu.path()).stdin(Stdio::null());
+    let mut dump = Server(
+        command
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(counting.bundle.path().join("log"))?)
+            .spawn()?,
+    );
+    watch::readable(reader.as_fd(), Deadline::in_seconds(60))?;
+    let mut told = [1; 2];
+    assert_eq!((reader.read(&mut told)?, told[0]), (1, 0));
+    drop(TcpStream::connect(address)?);
+    process::wait_gone(dump.0.id(), Deadline::in_seconds(60))?;
+    let ended = dump.0.wait()?;
+    assert!(ended.success(), "{ended}: {}", fs::read_to_string(counting.bundle.path().join("log"))?);
+    assert!(counting.is_gone());
+    Ok(())
+}
+
 #[test]
 fn memory_may_come_when_it_is_touched() -> Outcome {
     let test = "checkpoint::memory_may_come_when_it_is_touched";
     let Some(criu) = Criu::require(test) else { return Ok(()) };
-    let program = |arguments: &[&str]| {
-        let mut command = Command::new("criu");
-        command.args(arguments).env("PATH", criu.path());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    };
-    if !program(&["check", "--feature", "uffd-noncoop"]).status()?.success() {
-        skip::skip(test, "this kernel has no userfaultfd that criu could use");
+    if !has_lazy_pages(&criu)? {
+        skip::skip(test, NO_LAZY_PAGES);
         return Ok(());
     }
     let counting = Counting::new(COUNT, criu.clone())?;
@@ -511,7 +568,7 @@ fn memory_may_come_when_it_is_touched() -> Outcome {
     // Whoever serves the pages listens beside criu's logs.
     let work = counting.bundle.path().join("work");
     fs::create_dir(&work)?;
-    let mut server = program(&["lazy-pages", "--images-dir"]);
+    let mut server = program(&criu, &["lazy-pages", "--images-dir"]);
     server.arg(counting.images()).arg("--work-dir").arg(&work);
     let mut server = Server(server.spawn()?);
     watch::file(&work.join("lazy-pages.socket"), Deadline::in_seconds(20))?;
