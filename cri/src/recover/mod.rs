@@ -157,8 +157,9 @@ async fn release(daemon: &Daemon, id: &str) -> Result<(), Error> {
 /// Ends whatever monitor there is, and the processes that it left.
 async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
     let dirs = daemon.directories(id);
-    match monitor_client::connect(&dirs.run, HELLO_DEADLINE).await {
-        Ok(Connected { client, hello, .. }) => {
+    let unreachable = |source| Error::Unavailable { what: format!("the monitor of pod {id}"), source };
+    match tokio::time::timeout(HELLO_DEADLINE, monitor_client::take_up(&dirs.run)).await {
+        Ok(Ok(Connected { client, hello, .. })) => {
             if let Some(process) = Process::foreign(hello.pid) {
                 client.is_process(process);
             }
@@ -169,8 +170,10 @@ async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRec
                 tracing::warn!(pod = %id, %error, "its monitor does not end");
             }
         }
-        Err(error) if error.is_gone() => {}
-        Err(error) => tracing::warn!(pod = %id, %error, "its monitor cannot be asked to end"),
+        Ok(Err(error)) if error.is_gone() => {}
+        // It may live, and then it needs its directories to be found again: by the next daemon.
+        Ok(Err(error)) => return Err(unreachable(Some(Box::new(error)))),
+        Err(_) => return Err(unreachable(None)),
     }
     let daemon = daemon.clone();
     let containers: Vec<_> = containers.into_iter().map(Arc::new).collect();
