@@ -157,14 +157,7 @@ impl Error {
 
     /// The error and every cause of it, joined by colons.
     pub fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        runtime::failure::sentence(self)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use imageless::usage::FsUsage;
 use imageless::{Entry, Image as Known, Library, ResolveError};
+use runtime::failure::sentence;
 use serde_json::json;
 use tonic::metadata::MetadataMap;
 use tracing::debug_span;
@@ -139,17 +140,6 @@ pub(crate) fn resolve_error(reference: &str, error: ResolveError) -> Error {
         }
         other => Error::internal(format!("image {reference}"), other),
     }
-}
-
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The name a container's status calls its image by: the first of the image's names, or else what the request said.

@@ -223,7 +223,7 @@ async fn reload(daemon: &Arc<Daemon>, options: &Options) -> Result<(), String> {
                 Ok(fixed)
             })
         }
-        Err(error) => Err(sentence(&error)),
+        Err(error) => Err(runtime::failure::sentence(&error)),
     };
     match applied {
         Ok(fixed) if fixed.is_empty() => tracing::info!("the configuration was read again"),
@@ -234,13 +234,6 @@ async fn reload(daemon: &Arc<Daemon>, options: &Options) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn sentence(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }
 
 /// Which daemon serves here, and what became of the last reload.

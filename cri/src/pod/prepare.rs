@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use imageless::Entry;
 use imageless::users::{self, UserError, UserSpec};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
+use runtime::failure::sentence;
 use runtime::lsm;
 use runtime::monitor::protocol::CreateFd;
 use tracing::debug_span;
@@ -200,10 +201,10 @@ fn look_up(container: &Container, image: &ImageDefaults, entry: &Entry) -> Resul
     let found = UserSpec::parse(&wanted).and_then(|spec| users::lookup(entry.tree(), &spec));
     let user = found.map_err(|error| match error {
         UserError::NoSuchUser(_) | UserError::NoSuchGroup(_) | UserError::Range(_) | UserError::Name(_) => {
-            Error::invalid("config.linux.security_context", chain(&error))
+            Error::invalid("config.linux.security_context", sentence(&error))
         }
         other => {
-            Error::FailedPrecondition { what: "image", id: image.reference.clone(), reason: chain(&other) }
+            Error::FailedPrecondition { what: "image", id: image.reference.clone(), reason: sentence(&other) }
         }
     })?;
     Ok(ResolvedUser {
@@ -212,18 +213,6 @@ fn look_up(container: &Container, image: &ImageDefaults, entry: &Entry) -> Resul
         groups: user.additional_gids,
         home: user.username.is_some().then_some(user.home),
     })
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The limits of a request, as they are reported back.

@@ -17,6 +17,7 @@ use super::serve::{Container, Exec, Gate, KILL_DEADLINE, Oom, Pause, Server};
 use super::stdio::{self, Stdio};
 use crate::cgroup::{self, Limits};
 use crate::container::run_poststop_hooks;
+use crate::failure::sentence;
 use crate::{Failure, Step, pause, signal, spec};
 
 impl Server {
@@ -247,9 +248,9 @@ impl Server {
             }
             Op::Update { container, resources } => {
                 let resources: LinuxResources = spec::parse_value(resources.to_string().as_bytes())
-                    .map_err(|error| Failure::because(Step::Config, describe(&error)))?;
+                    .map_err(|error| Failure::because(Step::Config, sentence(&error)))?;
                 let limits = Limits::from_spec(&resources)
-                    .map_err(|error| Failure::because(Step::Cgroup, describe(&error)))?;
+                    .map_err(|error| Failure::because(Step::Cgroup, sentence(&error)))?;
                 self.container(&container)?.cgroup.update(&limits)
             }
             Op::Pause { container } => {
@@ -356,16 +357,4 @@ fn give_up(cgroup: &cgroup::Cgroup) {
 
 fn gone(id: &str) -> Failure {
     Failure::because(Step::Request, format!("container {id} is not there any more"))
-}
-
-/// An error and its causes in one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -9,12 +9,12 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::act::describe;
 use super::protocol::{CreateFd, CreateRequest, ExecRequest};
 use super::stdio::Ends;
 use crate::cgroup::{Cgroup, CgroupPath, CreateOptions, Driver, Hierarchies};
 use crate::container::{self, StartGate, Stdio};
 use crate::exec;
+use crate::failure::sentence;
 use crate::plan::{NamespaceKind, Plan, Process};
 use crate::seccomp::Program;
 use crate::state::Status;
@@ -191,7 +191,7 @@ pub(super) fn exec(
 }
 
 fn read_plan(bundle: &Path) -> Result<Plan, Failure> {
-    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, describe(error));
+    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, sentence(error));
     let loaded = spec::load(bundle).map_err(|error| config(&error))?;
     let mut plan = Plan::from_spec(&loaded.spec, &loaded.raw, bundle).map_err(|error| config(&error))?;
     plan.hooks.bound(MOST_HOOK_SECONDS);
@@ -202,13 +202,13 @@ fn read_plan(bundle: &Path) -> Result<Plan, Failure> {
 }
 
 fn read_process(description: &OwnedFd) -> Result<Process, Failure> {
-    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, describe(error));
+    let config = |error: &dyn std::error::Error| Failure::because(Step::Config, sentence(error));
     let (process, raw, _) = spec::parse_process(&read(description)?).map_err(|error| config(&error))?;
     Process::from_spec(&process, &raw).map_err(|error| config(&error))
 }
 
 fn program(memfd: &OwnedFd) -> Result<Program, Failure> {
-    Program::from_bytes(&read(memfd)?).map_err(|error| Failure::because(Step::Seccomp, describe(&error)))
+    Program::from_bytes(&read(memfd)?).map_err(|error| Failure::because(Step::Seccomp, sentence(&error)))
 }
 
 /// `slice:prefix:name` is systemd's form; a path has a slash.
@@ -217,7 +217,7 @@ fn cgroup_path(plan: &Plan, id: &str) -> Result<CgroupPath, Failure> {
     let systemd = given.is_some_and(|path| !path.contains('/') && path.matches(':').count() == 2);
     let driver = if systemd { Driver::Systemd } else { Driver::Cgroupfs };
     CgroupPath::parse(given.map(Path::new), id, driver)
-        .map_err(|error| Failure::because(Step::Cgroup, describe(&error)))
+        .map_err(|error| Failure::because(Step::Cgroup, sentence(&error)))
 }
 
 /// The container's ends of new pipes, and ours.

@@ -17,10 +17,10 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::act::describe;
 use super::logger::Logger;
 use super::serve::Server;
 use crate::cgroup::{CgroupPath, Controller, Driver, Hierarchies, join_self_runtime};
+use crate::failure::sentence;
 use crate::{Failure, Step};
 
 /// The monitor's hierarchies: those through which it could be killed or frozen with something else.
@@ -154,7 +154,7 @@ fn join_cgroup(options: &Options) -> Result<Hierarchies, Failure> {
     let hierarchies = Hierarchies::detect()?;
     let Some(path) = &options.cgroup else { return Ok(hierarchies) };
     let path = CgroupPath::parse(Some(path), &options.pod, Driver::Cgroupfs)
-        .map_err(|error| Failure::because(Step::Cgroup, describe(&error)))?;
+        .map_err(|error| Failure::because(Step::Cgroup, sentence(&error)))?;
     if let Err(failure) = join_self_runtime(&hierarchies, &path, &CONTROLLERS) {
         tracing::warn!(%failure, "the monitor stays in the cgroup it was started in");
     }

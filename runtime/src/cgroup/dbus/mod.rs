@@ -183,12 +183,7 @@ impl Connection {
 mod tests {
     use super::*;
 
-    const HELLO: Call<'static> = Call {
-        destination: "org.freedesktop.DBus",
-        path: "/org/freedesktop/DBus",
-        interface: "org.freedesktop.DBus",
-        member: "Hello",
-    };
+    use super::wire::tests::HELLO;
 
     #[test]
     fn a_real_bus_understands_us() {

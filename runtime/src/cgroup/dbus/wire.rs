@@ -386,10 +386,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Message, BusError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const HELLO: Call<'static> = Call {
+    pub(in super::super) const HELLO: Call<'static> = Call {
         destination: "org.freedesktop.DBus",
         path: "/org/freedesktop/DBus",
         interface: "org.freedesktop.DBus",
