@@ -154,15 +154,24 @@ fn a_passwd_of_4_gib_is_not_read() -> Outcome {
     Ok(())
 }
 
-/// Finishes the freezing of a container's cgroup, whatever the version.
-fn freeze(pid: u32) -> Outcome {
+/// Freezes a container's cgroup, whatever the version.
+pub(super) fn freeze(pid: u32) -> Outcome {
+    set_frozen(pid, "1", "FROZEN")
+}
+
+/// Undoes that.
+pub(super) fn thaw(pid: u32) -> Outcome {
+    set_frozen(pid, "0", "THAWED")
+}
+
+fn set_frozen(pid: u32, v2: &str, v1: &str) -> Outcome {
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = |prefix: &str| cgroups.lines().find_map(|line| Some(line.split_once(prefix)?.1.to_owned()));
     let (file, value): (PathBuf, &str) = if snapshot::unified() {
-        (format!("/sys/fs/cgroup{}/cgroup.freeze", path("0::").context("a cgroup")?).into(), "1")
+        (format!("/sys/fs/cgroup{}/cgroup.freeze", path("0::").context("a cgroup")?).into(), v2)
     } else {
         let own = path(":freezer:").context("a freezer")?;
-        (format!("/sys/fs/cgroup/freezer{own}/freezer.state").into(), "FROZEN")
+        (format!("/sys/fs/cgroup/freezer{own}/freezer.state").into(), v1)
     };
     fs::write(&file, value).with_context(|| file.display().to_string())
 }

@@ -30,6 +30,7 @@ mod port_forward;
 mod spdy;
 mod stats;
 mod stdin;
+mod stream_ends;
 mod streaming;
 mod user_namespaces;
 mod wire;

@@ -216,6 +216,32 @@ fn sessions(many: usize) -> usize {
     if full { many } else { rounds(many / 20, many / 500) }
 }
 
+/// Thousands of sessions, after which the daemon has the memory, the threads and the descriptors that it had.
+pub(super) fn leave_nothing(
+    node: &Node,
+    exec: impl Fn() -> Outcome,
+    attach: impl Fn() -> Outcome,
+) -> Outcome {
+    // What is made once and kept is there before.
+    for _ in 0..20 {
+        exec()?;
+        attach()?;
+    }
+    let state = || -> anyhow::Result<_> { Ok((rss(node)?, threads(node)?, HostSnapshot::take(node)?)) };
+    let (memory, threads, snapshot) = state()?;
+    for _ in 0..sessions(10_000) {
+        exec()?;
+    }
+    for _ in 0..sessions(1000) {
+        attach()?;
+    }
+    let (memory_after, threads_after, snapshot_after) = state()?;
+    snapshot.assert_same(&snapshot_after)?;
+    assert!(memory_after < memory + 4096, "the daemon grew from {memory} to {memory_after} KiB");
+    assert!(threads_after <= threads + 2, "{threads} threads became {threads_after}");
+    Ok(())
+}
+
 #[test]
 fn thousands_of_sessions_leave_nothing() -> Outcome {
     let node = Node::start()?;
@@ -243,22 +269,5 @@ fn thousands_of_sessions_leave_nothing() -> Outcome {
         anyhow::ensure!(spdy.read(streams.stdout, 5)? == b"line\n");
         Ok(())
     };
-    // What is made once and kept is there before.
-    for _ in 0..20 {
-        exec()?;
-        attach()?;
-    }
-    let state = || -> anyhow::Result<_> { Ok((rss(&node)?, threads(&node)?, HostSnapshot::take(&node)?)) };
-    let (memory, threads, snapshot) = state()?;
-    for _ in 0..sessions(10_000) {
-        exec()?;
-    }
-    for _ in 0..sessions(1000) {
-        attach()?;
-    }
-    let (memory_after, threads_after, snapshot_after) = state()?;
-    snapshot.assert_same(&snapshot_after)?;
-    assert!(memory_after < memory + 4096, "the daemon grew from {memory} to {memory_after} KiB");
-    assert!(threads_after <= threads + 2, "{threads} threads became {threads_after}");
-    Ok(())
+    leave_nothing(&node, exec, attach)
 }
