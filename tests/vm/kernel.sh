@@ -7,7 +7,7 @@
 set -euo pipefail
 cache=$1
 # What the tests use, and what that depends on; the rest of the tree stays behind. criu asks for sockets by the *_diag modules.
-wanted="virtio_pci virtio_blk virtio_rng ext4 overlay veth bridge dummy loop tun fuse nf_tables nft_chain_nat nft_masq nft_compat xt_MASQUERADE xt_comment xt_conntrack xt_mark xt_addrtype br_netfilter unix_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag"
+wanted="virtio_pci virtio_blk virtio_rng ext4 overlay veth bridge dummy loop tun fuse nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_fib_inet nft_compat xt_MASQUERADE xt_nat xt_tcpudp xt_sctp xt_multiport xt_comment xt_conntrack xt_mark xt_addrtype sch_tbf sch_ingress act_mirred cls_u32 ifb br_netfilter unix_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag"
 [ "$(cat "$cache/complete" 2>/dev/null)" != "$wanted" ] || exit 0
 rm -rf "$cache"
 mkdir -p "$cache"

@@ -2,11 +2,9 @@
 # run.sh [ARGUMENT...]   Runs the test programs oci, cri and survival in one virtual machine, and systemd in another.
 #
 # Boots a Debian kernel in QEMU, without KVM, with nothing but cgroup v2, AppArmor and every capability, and runs the very
-# executables the other lanes run: they are static. The first guest's userland is busybox and AppArmor's parser; the second
-# has systemd as process 1. The arguments are handed to each program. Environment: PODWRIGHT_VM_TESTS names other programs,
+# executables the other lanes run: they are static. The first guest's userland is busybox, AppArmor's parser, and what the tests
+# call (network plugins, nft, ps, openssl); the second has systemd as process 1. The arguments are handed to each program. Environment: PODWRIGHT_VM_TESTS names other programs,
 # PODWRIGHT_VM_TIMEOUT is in seconds and for one guest.
-#
-# The tests of `unseen` are left out, said and counted as one skip each: see there.
 #
 # Ends with 0 also when there is no QEMU or no package; it then says so and counts one skip.
 set -euo pipefail
@@ -25,16 +23,6 @@ cache=$root/.vm-cache
 tests/vm/kernel.sh "$cache" || { skip "vm: no Debian cloud kernel could be fetched"; exit 0; }
 tree=$cache/systemd/tree
 tests/vm/systemd.sh "$cache/systemd" || tree=
-
-# Tests of the program cri that were not yet seen passing in the guest, by what their names contain. With arguments everything that
-# they name runs. absurd: a memory limit of a page, set by an update, kills the container there.
-unseen="absurd:: network::stubs::a_failed_add user_namespaces::kernel_filesystems"
-if [ $# -eq 0 ]; then
-    for name in $unseen; do
-        skip "cri $name: not yet seen passing in the virtual machine" >&2
-        set -- "$@" --skip "$name"
-    done
-fi
 
 plain= systemd=
 for program in ${PODWRIGHT_VM_TESTS:-oci cri survival systemd}; do
@@ -71,21 +59,42 @@ job() {
     echo "$arguments" >"$image/job/arguments"
 }
 
-# plain_image IMAGE: busybox, and the parser of AppArmor profiles with what it needs.
+# take IMAGE DIRECTORY FILE...: programs out of the unpacked packages, with the loader and the libraries they name.
+take() {
+    local image=$1 directory=$2 file library loader=$tree/usr/lib64/ld-linux-x86-64.so.2 libraries=lib/x86_64-linux-gnu
+    shift 2
+    mkdir -p "$image/$directory"
+    cp -L "$loader" "$image/lib64/"
+    for file; do
+        rm -f "$image/$directory/${file##*/}"
+        cp -L "$tree/$file" "$image/$directory/"
+        "$loader" --library-path "$tree/usr/$libraries" --list "$tree/$file" | awk '/ => \// { print $3 }' |
+            while read -r library; do cp -Lu "$library" "$image/$libraries/"; done
+    done
+}
+
+# plain_image IMAGE: busybox, the parser of AppArmor profiles, and what tests call, with what they need.
 plain_image() {
     local image=$1 applet
     mkdir -p "$image"/{bin,dev,etc,proc,root,run,sys,tmp,var/lib,lib64,lib/x86_64-linux-gnu} "$image/usr/share"
     chmod 1777 "$image/tmp"
     ln -s bin "$image/sbin"
+    ln -s ../bin "$image/usr/sbin"
     cp /bin/busybox "$image/bin/busybox"
     for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$image/bin/$applet"; done
     printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$image/etc/passwd"
     printf 'root:x:0:\ntty:x:5:\n' >"$image/etc/group"
     echo '127.0.0.1 localhost' >"$image/etc/hosts"
     if [ -n "$tree" ]; then
-        cp "$tree/usr/sbin/apparmor_parser" "$image/bin/"
-        cp -L "$tree/usr/lib64/ld-linux-x86-64.so.2" "$image/lib64/"
-        cp -L "$tree/usr/lib/x86_64-linux-gnu/libc.so.6" "$image/lib/x86_64-linux-gnu/"
+        take "$image" bin usr/sbin/{apparmor_parser,nft,tc,xtables-nft-multi} usr/bin/{ip,ps,openssl}
+        for applet in iptables ip6tables iptables-save ip6tables-save iptables-restore ip6tables-restore; do
+            ln -s xtables-nft-multi "$image/bin/$applet"
+        done
+        take "$image" usr/lib/cni usr/lib/cni/{bandwidth,bridge,firewall,host-local,loopback,portmap,ptp,tuning}
+        # Where iptables looks for its matches and targets, and openssl for its defaults.
+        mkdir -p "$image/usr/lib/ssl" "$image/usr/lib/x86_64-linux-gnu"
+        cp -a "$tree/usr/lib/x86_64-linux-gnu/xtables" "$image/usr/lib/x86_64-linux-gnu/"
+        cp "$tree/etc/ssl/openssl.cnf" "$image/usr/lib/ssl/"
         cp -a "$tree/etc/apparmor" "$tree/etc/apparmor.d" "$image/etc/"
         cp -a "$tree/usr/share/apparmor-features" "$image/usr/share/"
     fi

@@ -1,11 +1,13 @@
 #!/bin/bash
-# systemd.sh CACHE   Makes CACHE/tree: what a guest with systemd, D-Bus and AppArmor's parser needs of this machine's Debian.
+# systemd.sh CACHE   Makes CACHE/tree: what guests need of this machine's Debian. One with systemd and D-Bus is all of it; the plain
+# one takes single programs from it (AppArmor's parser, network plugins, nft, ps and the like).
 #
 # The packages are fetched and unpacked, not installed: no maintainer script runs, here or there, and what those would do
-# (users, links of a merged /usr) is done below. Done once; later calls find it there.
+# (users, links of a merged /usr) is done below. Done once, and again when the packages that are wanted change.
 set -euo pipefail
 cache=$1
-[ ! -e "$cache/complete" ] || exit 0
+wanted="systemd dbus apparmor nftables iproute2 iptables containernetworking-plugins procps openssl"
+[ "$(cat "$cache/complete" 2>/dev/null)" != "$wanted" ] || exit 0
 rm -rf "$cache"
 mkdir -p "$cache/tree"
 cache=$(cd "$cache" && pwd)
@@ -15,8 +17,9 @@ trap 'rm -rf "$work"' EXIT
 # As if nothing were installed, so that every dependency is fetched.
 mkdir -p "$work/cache/archives/partial"
 : >"$work/status"
+# shellcheck disable=SC2086  # a list of words
 apt-get -oDir::State::status="$work/status" -oDir::Cache="$work/cache" -oAPT::Sandbox::User=root -oDebug::NoLocking=1 \
-    -qq -y --no-install-recommends --download-only install systemd dbus apparmor >/dev/null 2>"$work/log" ||
+    -qq -y --no-install-recommends --download-only install $wanted >/dev/null 2>"$work/log" ||
     { cat "$work/log" >&2; echo "systemd.sh: the packages could not be fetched" >&2; exit 1; }
 
 tree=$cache/tree
@@ -52,5 +55,5 @@ for unit in systemd-sysusers systemd-firstboot systemd-update-done systemd-journ
     systemd-remount-fs systemd-pcrphase-sysinit systemd-pcrphase systemd-tmpfiles-setup-dev ldconfig apparmor; do
     ln -sf /dev/null "$units/$unit.service"
 done
-touch "$cache/complete"
+echo "$wanted" >"$cache/complete"
 echo "vm: systemd $(sed -n 's/^Version: //p' <(dpkg-deb -f "$work"/cache/archives/systemd_*.deb)), $(du -sh "$tree" | cut -f1) kept in ${cache##*/}"

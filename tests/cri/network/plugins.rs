@@ -15,7 +15,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use podwright_tests::skip::skip;
 use podwright_tests::snapshot::links;
-use podwright_tests::{Deadline, NetworkNamespace, Node, NodeOptions, Outcome, Pod, PodBuilder, seconds, v1};
+use podwright_tests::{
+    Deadline, NetworkNamespace, Node, NodeOptions, Outcome, Pod, PodBuilder, deadline, seconds, v1,
+};
 use serde_json::json;
 
 /// Where Debian has its plugins.
@@ -33,7 +35,11 @@ pub(super) fn node(test: &str, plugins: &serde_json::Value) -> Result<Option<Nod
     }
     let options = NodeOptions {
         own_network: true,
-        network: vec![format!("cni_bin_dirs = [{PLUGINS:?}]"), "default = \"none\"".to_owned()],
+        network: vec![
+            format!("cni_bin_dirs = [{PLUGINS:?}]"),
+            "default = \"none\"".to_owned(),
+            format!("plugin_timeout_seconds = {}", seconds(60).as_secs()),
+        ],
         ..Default::default()
     };
     let node = Node::with(&options)?;
@@ -229,12 +235,12 @@ fn a_range_that_is_full_says_so_and_leaves_nothing() -> Outcome {
 
 #[test]
 fn many_pods_leave_no_address_link_rule_or_file() -> Outcome {
-    const WORKERS: usize = 8;
+    let workers = deadline::rounds(8, 2);
     let chain = json!([dual_stack(), portmap(), { "type": "firewall" }]);
     let Some(node) = node("many_pods_leave_no_address_link_rule_or_file", &chain)? else { return Ok(()) };
     // The whole number by hand: each costs some twenty processes.
-    let count: usize =
-        std::env::var("PODWRIGHT_TEST_PODS").ok().and_then(|text| text.parse().ok()).unwrap_or(24);
+    let given = std::env::var("PODWRIGHT_TEST_PODS").ok().and_then(|text| text.parse().ok());
+    let count: usize = given.unwrap_or(deadline::rounds(24, 4));
     let life = |number: usize| -> Outcome {
         let pod = PodBuilder::new(&node, &format!("many{number}"))
             .own_network()
@@ -259,8 +265,8 @@ fn many_pods_leave_no_address_link_rule_or_file() -> Outcome {
     };
     let mut before = lasting(&node)?;
     std::thread::scope(|scope| -> Outcome {
-        let worker = |worker: usize| move || (worker + 1..=count).step_by(WORKERS).try_for_each(life);
-        let workers: Vec<_> = (0..WORKERS).map(|number| scope.spawn(worker(number))).collect();
+        let worker = |worker: usize| move || (worker + 1..=count).step_by(workers).try_for_each(life);
+        let workers: Vec<_> = (0..workers).map(|number| scope.spawn(worker(number))).collect();
         workers
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap_or_else(|_| anyhow::bail!("a worker panicked")))

@@ -173,9 +173,13 @@ fn failed_del(node: &Node, stubs: &StubPlugins, plugin: &str, fault: Fault, kill
 
 fn every_fault(act: fn(&Node, &StubPlugins, &str, Fault, bool) -> Outcome) -> Outcome {
     let (node, stubs) = StubPlugins::node("1.0.0")?;
-    for fault in Fault::ALL {
-        for plugin in NAMES {
+    for (first, fault) in Fault::ALL.into_iter().enumerate() {
+        for (second, plugin) in NAMES.into_iter().enumerate() {
             for kill in [false, true] {
+                // Every fault of one plugin with a death, and of the other without, where each costs seconds.
+                if deadline::slowness() > 1 && (first + second + usize::from(kill)) % 2 == 1 {
+                    continue;
+                }
                 act(&node, &stubs, plugin, fault, kill)
                     .with_context(|| format!("{fault:?} of the {plugin} plugin, kill -9: {kill}"))?;
             }
