@@ -48,6 +48,81 @@ fn limits_are_set_and_changed() -> Outcome {
     Ok(())
 }
 
+/// Which controller has the file, what the spec says, the file's names on v1 and on v2, and what is then in it, on either.
+type Kind = (&'static str, Value, [&'static str; 2], [&'static str; 2]);
+
+fn kinds() -> Vec<Kind> {
+    vec![
+        ("cpu", json!({"cpu": {"shares": 512}}), ["cpu.shares", "cpu.weight"], ["512", "59"]),
+        (
+            "cpu",
+            json!({"cpu": {"quota": 50_000, "period": 100_000}}),
+            ["cpu.cfs_quota_us", "cpu.max"],
+            ["50000", "50000 100000"],
+        ),
+        (
+            "cpu",
+            json!({"cpu": {"quota": 50_000, "period": 100_000, "burst": 20_000}}),
+            ["cpu.cfs_burst_us", "cpu.max.burst"],
+            ["20000", "20000"],
+        ),
+        ("cpu", json!({"cpu": {"idle": 1}}), ["cpu.idle", "cpu.idle"], ["1", "1"]),
+        ("cpuset", json!({"cpu": {"cpus": "0", "mems": "0"}}), ["cpuset.cpus", "cpuset.cpus"], ["0", "0"]),
+        (
+            "memory",
+            json!({"memory": {"limit": 64 << 20, "reservation": 32 << 20}}),
+            ["memory.soft_limit_in_bytes", "memory.low"],
+            ["33554432", "33554432"],
+        ),
+        (
+            "hugetlb",
+            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}),
+            ["hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"],
+            ["4194304", "4194304"],
+        ),
+        ("net_cls", json!({"network": {"classID": 1_048_577}}), ["net_cls.classid", ""], ["1048577", ""]),
+        ("rdma", json!({"rdma": {"mlx5_9": {"hcaHandles": 3}}}), ["", ""], ["", ""]),
+    ]
+}
+
+#[test]
+fn every_kind_of_limit_reaches_its_file() -> Outcome {
+    let mut missing = Vec::new();
+    for (controller, resources, files, values) in kinds() {
+        let bundle = Bundle::new(FOREVER)?;
+        bundle.edit(|spec| {
+            if let (Some(all), Some(new)) =
+                (spec["linux"]["resources"].as_object_mut(), resources.as_object())
+            {
+                all.extend(new.clone());
+            }
+        })?;
+        if files == ["", ""] {
+            // No such device, and maybe no such controller: a limit that cannot be set is refused by its name.
+            let ran = bundle.wright(&["run", &bundle.id])?;
+            assert!(ran.code != 0 && ran.stderr.contains(controller), "{ran:?}");
+            continue;
+        }
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let on_v1 = own.lines().any(|line| {
+            line.split(':').nth(1).is_some_and(|names| names.split(',').any(|name| name == controller))
+        });
+        let (file, value) = if on_v1 { (files[0], values[0]) } else { (files[1], values[1]) };
+        let on_v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+        if file.is_empty() || !on_v1 && !on_v2.split_whitespace().any(|name| name == controller) {
+            missing.push(controller);
+            continue;
+        }
+        start(&bundle)?;
+        assert_eq!(limit(&bundle, [file, file]).as_deref(), Some(value), "{resources}");
+    }
+    if !missing.is_empty() {
+        let reason = format!("all were right but those of controllers that are not here: {missing:?}");
+        skip::skip("oci::resources::every_kind_of_limit_reaches_its_file", &reason);
+    }
+    Ok(())
+}
+
 #[test]
 fn stats_have_the_keys_their_readers_know() -> Outcome {
     let bundle = Bundle::new(FOREVER)?;
