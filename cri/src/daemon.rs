@@ -67,7 +67,7 @@ pub struct Daemon {
 #[derive(Debug)]
 struct Reloadable {
     config: Arc<Config>,
-    library: Arc<imageless::Library>,
+    images: Arc<imageless::Library>,
 }
 
 impl Daemon {
@@ -75,7 +75,7 @@ impl Daemon {
     pub fn new(config: Config) -> Result<Self, Error> {
         let hierarchies =
             Hierarchies::detect().map_err(|failure| Error::internal("find this host's cgroups", failure))?;
-        let library = Arc::new(open_library(&config)?);
+        let images = Arc::new(open_library(&config)?);
         let program = Program::load(&config.paths.monitor)
             .map_err(|error| Error::internal("prepare the monitor's program", error))?;
         let user_namespaces = if host::kernel() < host::IDMAPPED_LAYERS {
@@ -125,7 +125,7 @@ impl Daemon {
             checkpoints: Arc::new(Semaphore::new(checkpoint::AT_ONCE)),
             samples: Samples::default(),
             networks: Networks::default(),
-            reloadable: RwLock::new(Reloadable { config: Arc::new(config), library }),
+            reloadable: RwLock::new(Reloadable { config: Arc::new(config), images }),
         })
     }
 
@@ -135,13 +135,13 @@ impl Daemon {
     }
 
     /// The images.
-    pub fn library(&self) -> Arc<imageless::Library> {
-        self.reloadable.read().unwrap_or_else(PoisonError::into_inner).library.clone()
+    pub fn images(&self) -> Arc<imageless::Library> {
+        self.reloadable.read().unwrap_or_else(PoisonError::into_inner).images.clone()
     }
 
     /// Takes over what can be changed while the daemon runs; says which keys would need a restart.
     pub fn reload(&self, new: Config) -> Result<Vec<&'static str>, Error> {
-        let library = Arc::new(open_library(&new)?);
+        let images = Arc::new(open_library(&new)?);
         let mut reloadable = self.reloadable.write().unwrap_or_else(PoisonError::into_inner);
         let old = &reloadable.config;
         let fixed = [
@@ -160,7 +160,7 @@ impl Daemon {
             runtime: old.runtime.clone(),
             ..new
         };
-        *reloadable = Reloadable { config: Arc::new(kept), library };
+        *reloadable = Reloadable { config: Arc::new(kept), images };
         Ok(fixed.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect())
     }
 

@@ -26,9 +26,9 @@ use crate::v1::{
 pub async fn list(daemon: &Daemon, request: ListImagesRequest) -> Result<Vec<Image>, Error> {
     let filter = request.filter.and_then(|filter| filter.image).map(|image| image.image);
     let filter = filter.filter(|reference| !reference.is_empty());
-    let library = daemon.library();
+    let images = daemon.images();
     blocking(debug_span!("image_list"), move || {
-        let images = library.list(filter.as_deref());
+        let images = images.list(filter.as_deref());
         let images = images.map_err(|error| resolve_error(filter.as_deref().unwrap_or_default(), error))?;
         Ok(images.into_iter().map(image).collect())
     })
@@ -39,9 +39,9 @@ pub async fn list(daemon: &Daemon, request: ListImagesRequest) -> Result<Vec<Ima
 pub async fn status(daemon: &Daemon, request: ImageStatusRequest) -> Result<ImageStatusResponse, Error> {
     let reference = reference(request.image)?;
     let verbose = request.verbose;
-    let library = daemon.library();
+    let images = daemon.images();
     blocking(debug_span!("image_status"), move || {
-        let known = library.status(&reference).map_err(|error| resolve_error(&reference, error))?;
+        let known = images.status(&reference).map_err(|error| resolve_error(&reference, error))?;
         let info = known.as_ref().filter(|_| verbose).map(info).unwrap_or_default();
         Ok(ImageStatusResponse { image: known.map(image), info })
     })
@@ -79,9 +79,9 @@ pub async fn pull(
     if let Some(limit) = patience.filter(|patience| *patience < PULL_MIN) {
         return Err(Error::DeadlineExceeded { what: format!("the pull of {reference}"), limit });
     }
-    let library = daemon.library();
+    let images = daemon.images();
     blocking(debug_span!("image_pull"), move || {
-        let entry = library.pull(&reference).map_err(|error| resolve_error(&reference, error))?;
+        let entry = images.pull(&reference).map_err(|error| resolve_error(&reference, error))?;
         tracing::info!(reference, id = entry.id, path = %entry.location().display(), "registered");
         Ok(entry.id)
     })
@@ -92,9 +92,9 @@ pub async fn pull(
 #[tracing::instrument(name = "remove_image", skip_all)]
 pub async fn remove(daemon: &Daemon, request: RemoveImageRequest) -> Result<(), Error> {
     let reference = reference(request.image)?;
-    let library = daemon.library();
+    let images = daemon.images();
     blocking(debug_span!("image_remove"), move || {
-        library.remove(&reference).map_err(|error| resolve_error(&reference, error))
+        images.remove(&reference).map_err(|error| resolve_error(&reference, error))
     })
     .await
 }
@@ -103,7 +103,7 @@ pub async fn remove(daemon: &Daemon, request: RemoveImageRequest) -> Result<(), 
 pub async fn fs_info(daemon: &Arc<Daemon>) -> Result<ImageFsInfoResponse, Error> {
     let daemon = daemon.clone();
     blocking(debug_span!("image_fs_info"), move || {
-        let usage = imageless::usage::node_usage(daemon.library().roots(), &daemon.state)
+        let usage = imageless::usage::node_usage(daemon.images().roots(), &daemon.state)
             .map_err(|error| Error::internal("look at the filesystems of images and containers", error))?;
         Ok(ImageFsInfoResponse {
             image_filesystems: usage.images.iter().map(filesystem).collect(),

@@ -213,7 +213,7 @@ impl Job {
         let path = work.join(metadata::ROOTFS_DIFF);
         let failed = |error: std::io::Error| Error::Io { action: "write", path: path.clone(), source: error };
         // The image may be another by now, or gone; then it is not known what opaque directories hide.
-        let entry = self.daemon.library().resolve(&record.image.name).ok();
+        let entry = self.daemon.images().resolve(&record.image.name).ok();
         let entry = entry.filter(|entry| entry.id == record.image.id);
         let skip = |below: &Path| {
             let absolute = Path::new("/").join(below);

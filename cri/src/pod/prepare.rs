@@ -64,9 +64,9 @@ fn steps(
     dir: &Path,
 ) -> Result<Prepared, Error> {
     let (pod, container) = (&view.pod, &new.container);
-    let library = daemon.library();
+    let images = daemon.images();
     let entry = debug_span!("image_resolve").in_scope(|| {
-        library.resolve(&container.image).map_err(|error| image::resolve_error(&container.image, error))
+        images.resolve(&container.image).map_err(|error| image::resolve_error(&container.image, error))
     })?;
     let defaults = image_defaults(&container.image, &entry);
     let cgroups_path = pod.cgroups_path(&daemon.cgroup_root, &view.record.id, &new.id);
@@ -80,7 +80,7 @@ fn steps(
         complete: false,
         created_at_ns: now_ns(),
         config: new.config.clone(),
-        image: ImageUse { name: image::display_name(&library, &entry, container), id: entry.id.clone() },
+        image: ImageUse { name: image::display_name(&images, &entry, container), id: entry.id.clone() },
         log_path: pod.log_path(container),
         identity,
         stop_signal: container.stop_signal(&defaults).number(),
@@ -94,8 +94,7 @@ fn steps(
         make_log_directory(directory)?;
     }
 
-    let found =
-        debug_span!("mount_sources").in_scope(|| host_mounts::sources(&library, &container.mounts))?;
+    let found = debug_span!("mount_sources").in_scope(|| host_mounts::sources(&images, &container.mounts))?;
     for (mount, found) in record.config.mounts.iter_mut().zip(&found) {
         if let (Some(spec), Some(id)) = (&mut mount.image, &found.image) {
             // Which image it was is reported back, whatever its name names later.
