@@ -256,14 +256,7 @@ fn thousands_of_sessions_leave_nothing() -> Outcome {
         Ok(())
     };
     let attach = || -> Outcome {
-        let request = v1::AttachRequest {
-            container_id: container.id.clone(),
-            stdin: true,
-            tty: false,
-            stdout: true,
-            stderr: true,
-        };
-        let mut spdy = Spdy::open(&pod.client.attach(request)?.url, &[V5])?;
+        let mut spdy = Spdy::open(&pod.client.attach(container.attach_request())?.url, &[V5])?;
         let streams = spdy.streams(true, true)?;
         spdy.data(streams.stdin.context("stdin")?, b"line\n", false)?;
         anyhow::ensure!(spdy.read(streams.stdout, 5)? == b"line\n");

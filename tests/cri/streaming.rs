@@ -298,14 +298,7 @@ fn nothing_grows_over_many_sessions() -> Outcome {
         Ok(())
     };
     let attach = || -> Outcome {
-        let request = v1::AttachRequest {
-            container_id: container.id.clone(),
-            stdin: true,
-            tty: false,
-            stdout: true,
-            stderr: true,
-        };
-        let mut session = Streaming::open(&pod.client.attach(request)?.url, Some(V5))?;
+        let mut session = Streaming::open(&pod.client.attach(container.attach_request())?.url, Some(V5))?;
         session.ready()?;
         session.send(channel::STDIN, b"line\n")?;
         session.read_text(channel::STDOUT, "line\n")?;

@@ -492,8 +492,6 @@ impl Drop for Server {
     }
 }
 
-const NO_LAZY_PAGES: &str = "this kernel has no userfaultfd that criu could use";
-
 fn program(criu: &Criu, arguments: &[&str]) -> Command {
     let mut command = Command::new("criu");
     command.args(arguments).env("PATH", criu.path());
@@ -501,22 +499,24 @@ fn program(criu: &Criu, arguments: &[&str]) -> Command {
     command
 }
 
-fn has_lazy_pages(criu: &Criu) -> Result<bool> {
-    Ok(program(criu, &["check", "--feature", "uffd-noncoop"]).status()?.success())
+/// criu that can serve pages later, and a container that counts. None: the test is skipped.
+fn counting_with_lazy_pages(test: &str) -> Result<Option<(Criu, Counting)>> {
+    let Some(criu) = Criu::require(test) else { return Ok(None) };
+    if !program(&criu, &["check", "--feature", "uffd-noncoop"]).status()?.success() {
+        skip::skip(test, "this kernel has no userfaultfd that criu could use");
+        return Ok(None);
+    }
+    let counting = Counting::new(COUNT, criu.clone())?;
+    counting.run()?;
+    counting.beyond(3)?;
+    Ok(Some((criu, counting)))
 }
 
 /// Who asks for pages has to know when there is somebody to ask. (criu takes one that comes and goes for one that has all it wants.)
 #[test]
 fn a_lazy_dump_tells_when_its_pages_are_served() -> Outcome {
     let test = "checkpoint::a_lazy_dump_tells_when_its_pages_are_served";
-    let Some(criu) = Criu::require(test) else { return Ok(()) };
-    if !has_lazy_pages(&criu)? {
-        skip::skip(test, NO_LAZY_PAGES);
-        return Ok(());
-    }
-    let counting = Counting::new(COUNT, criu.clone())?;
-    counting.run()?;
-    counting.beyond(3)?;
+    let Some((criu, counting)) = counting_with_lazy_pages(test)? else { return Ok(()) };
     let status = counting.bundle.path().join("status");
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -555,14 +555,7 @@ fn a_lazy_dump_tells_when_its_pages_are_served() -> Outcome {
 #[test]
 fn memory_may_come_when_it_is_touched() -> Outcome {
     let test = "checkpoint::memory_may_come_when_it_is_touched";
-    let Some(criu) = Criu::require(test) else { return Ok(()) };
-    if !has_lazy_pages(&criu)? {
-        skip::skip(test, NO_LAZY_PAGES);
-        return Ok(());
-    }
-    let counting = Counting::new(COUNT, criu.clone())?;
-    counting.run()?;
-    counting.beyond(3)?;
+    let Some((criu, counting)) = counting_with_lazy_pages(test)? else { return Ok(()) };
     counting.checkpoint(&[])?.ok()?;
     let count = counting.take_count()?;
     // Whoever serves the pages listens beside criu's logs.

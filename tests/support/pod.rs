@@ -369,6 +369,18 @@ impl Container<'_> {
         Ok(self.status()?.state())
     }
 
+    /// An attach to its pipes, stdin among them.
+    #[must_use]
+    pub fn attach_request(&self) -> v1::AttachRequest {
+        v1::AttachRequest {
+            container_id: self.id.clone(),
+            stdin: true,
+            tty: false,
+            stdout: true,
+            stderr: true,
+        }
+    }
+
     /// Runs a shell script in it by `ExecSync`.
     pub fn exec(&self, script: &str) -> Result<ExecOutput, Status> {
         self.pod.client.exec_in(&self.id, &["/bin/sh", "-c", script], 0)
