@@ -144,8 +144,19 @@ impl Node {
         Ok(self.child().as_ref().context("the daemon is not running")?.id())
     }
 
-    /// The processes of this node but the daemon: monitors, pauses, containers.
+    /// The processes of this node's pods: monitors, pauses, containers.
     pub fn pod_processes(&self) -> Result<Vec<process::Process>> {
+        let mut found = self.processes()?;
+        // The daemon's own are the parser of its AppArmor profile, which runs from its start on beside the requests,
+        // and what it forked but what has not executed yet.
+        found.retain(|process| {
+            process.name != "apparmor_parser" && !process.command.contains("podwrightd --config ")
+        });
+        Ok(found)
+    }
+
+    /// The processes that bear this node's name or directory, but not the daemon.
+    fn processes(&self) -> Result<Vec<process::Process>> {
         let daemon = self.child().as_ref().map(Child::id);
         let directory = self.path().to_string_lossy().into_owned();
         let mut found = process::belonging_to(&self.unique)?;
@@ -287,7 +298,7 @@ impl Node {
             let _ = child.wait();
         }
         for _ in 0..3 {
-            for process in self.pod_processes().unwrap_or_default() {
+            for process in self.processes().unwrap_or_default() {
                 let _ = process::signal(process.pid, Signal::KILL);
                 let _ = process::wait_gone(process.pid, Deadline::in_seconds(5));
             }

@@ -12,6 +12,10 @@ use anyhow::{Result, bail};
 
 use crate::Node;
 
+/// Files that the daemon writes beside the requests, whenever it gets to it, and which are no pod's: what it remembers of
+/// images (their sizes), and its AppArmor profile, compiled and loaded from its start on.
+const OF_THE_DAEMON: &[&str] = &["state/images/", "state/apparmor/", "run/apparmor-loaded"];
+
 /// What a node has on the host at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostSnapshot {
@@ -53,8 +57,7 @@ impl HostSnapshot {
         for part in ["state", "run"] {
             list_files(&node.path().join(part), node.path(), &mut files)?;
         }
-        // What is remembered of images (their sizes, found out beside the requests) is no pod's.
-        files.retain(|file| !file.starts_with("state/images/"));
+        files.retain(|file| !OF_THE_DAEMON.iter().any(|own| file.starts_with(own)));
         Ok(Self {
             mounts,
             cgroups: cgroups(node.unique())
