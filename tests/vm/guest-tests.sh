@@ -9,11 +9,15 @@ read -r name </proc/1/comm
 echo "VM: $name on $(uname -r), cgroup v2 with $(cat /sys/fs/cgroup/cgroup.controllers), LSM $(cat /sys/kernel/security/lsm), up after ${up} s"
 cd /job || exit 1
 export PODWRIGHT_BIN_DIR=/job/bin PODWRIGHT_TEST_SLOWNESS=10 PODWRIGHT_TEST_SKIPS=/job/skips TMPDIR=/tmp RUST_BACKTRACE=0
+export RUST_TEST_THREADS=2
 : >skips
 failed=0
 for program in tests/*; do
     echo "VM: ${program##*/}"
-    "$program" --test-threads=2 $(cat arguments) || failed=1
+    case $program in
+    */oci | */cri) ./twice "$program" $(cat arguments) || failed=1 ;;
+    *) "$program" $(cat arguments) || failed=1 ;;
+    esac
 done
 while read -r line; do echo "VM-$line"; done <skips
 read -r up _ </proc/uptime

@@ -56,6 +56,7 @@ job() {
     cp -a "$work/bin" "$image/job/bin"
     for program; do cp "$work/tests/$program" "$image/job/tests/"; done
     install -m 0755 tests/vm/guest-tests.sh "$image/job/run"
+    install -m 0755 tests/twice.sh "$image/job/twice"
     echo "$arguments" >"$image/job/arguments"
 }
 
