@@ -1,7 +1,7 @@
 //! `wright events`: usage and out-of-memory notices, one JSON object per line, until the container is gone.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -85,9 +85,20 @@ fn follow(container: &Container, cgroup: &Cgroup, interval: Duration) -> Result<
         }
         if Instant::now() >= next {
             next += interval;
-            show(&stats_event(id, &cgroup.stats()?, &cpuset(cgroup), &intel_rdt(container)))?;
+            match cgroup.stats() {
+                Ok(stats) => show(&stats_event(id, &stats, &cpuset(cgroup), &intel_rdt(container)))?,
+                // It has ended since, and somebody, systemd for one, has been quick to remove its cgroup. How it ended is still to be told.
+                Err(_) if has_ended(exit.as_fd())? => {}
+                Err(failure) => return Err(failure.into()),
+            }
         }
     }
+}
+
+fn has_ended(exit: BorrowedFd<'_>) -> Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::from_borrowed_fd(exit, PollFlags::IN)], Some(&now));
+    Ok(ready.context("look whether the container has ended")? > 0)
 }
 
 /// One line of statistics, in the keys that runc's readers know.
