@@ -70,6 +70,8 @@ fn a_fresh_node_has_a_network_at_once() -> Outcome {
     let (v4, v6) = addresses(&server)?;
     assert_eq!((v4.as_str(), v6.as_str()), ("10.220.0.2", "fd00:220::2"));
     serve(&server, 80, "hello")?;
+    // It listens by then.
+    assert_eq!(fetch(inside, "10.220.0.2:80")?, "hello");
     let script = format!(
         "for to in {v4} 10.220.0.1 192.0.2.2; do ping -c1 -W5 $to >/dev/null && echo reached $to; done
          for to in {v6} fd00:220::1 2001:db8::2; do ping6 -c1 -W5 $to >/dev/null && echo reached $to; done
@@ -211,6 +213,21 @@ fn cni_is_used_from_the_moment_it_is_configured() -> Outcome {
     until_network(&node, true, "built-in bridge")?;
     let beside = PodBuilder::new(&node, "beside").own_network().run(&node)?;
     assert!(beside.status()?.network.context("no network")?.ip.starts_with("10.220.0."));
+    Ok(())
+}
+
+/// As a daemon leaves it that is killed between the two steps that it takes.
+#[test]
+fn a_bridge_that_was_half_made_is_finished() -> Outcome {
+    let Some(node) = node("a_bridge_that_was_half_made_is_finished", DUAL)? else { return Ok(()) };
+    let inside = node.namespace()?;
+    PodBuilder::new(&node, "before").own_network().run(&node)?.remove()?;
+    node.kill9()?;
+    inside.ip(&["link", "set", "podwright0", "alias", ""])?;
+    node.launch()?;
+    PodBuilder::new(&node, "after").own_network().run(&node)?;
+    let shown = inside.ip(&["link", "show", "podwright0"])?;
+    ensure!(shown.contains(&format!("alias podwright {}", node.path().join("state").display())), "{shown}");
     Ok(())
 }
 

@@ -147,14 +147,19 @@ impl Netlink {
         Ok(messages)
     }
 
-    /// Makes a bridge that is up. `alias` says whose it is. One that exists with the same alias is fine.
+    /// Makes a bridge that is up. `alias` says whose it is. One that exists with the same alias is fine, and so is one without any
+    /// that has the address: a daemon was killed before it could say whose it was.
     pub fn ensure_bridge(&mut self, name: &str, alias: &str, mac: [u8; 6], mtu: u32) -> io::Result<u32> {
-        if let Some((index, found)) = self.link(name)? {
-            if found.as_deref() == Some(alias) {
-                return Ok(index);
+        if let Some(found) = self.look_up(name)? {
+            match found.alias.as_deref().unwrap_or_default() {
+                whose if whose == alias => {}
+                "" if found.address == mac => self.set_alias(found.index, alias)?,
+                whose => {
+                    let whose = if whose.is_empty() { "somebody else" } else { whose };
+                    return Err(io::Error::other(format!("the link {name} belongs to {whose}")));
+                }
             }
-            let whose = found.unwrap_or_else(|| "somebody else".to_owned());
-            return Err(io::Error::other(format!("the link {name} belongs to {whose}")));
+            return Ok(found.index);
         }
         let mut message = LinkMessage::default();
         up(&mut message);
@@ -169,11 +174,16 @@ impl Netlink {
         }
         self.order(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
         let (index, _) = self.link(name)?.ok_or(io::ErrorKind::NotFound)?;
+        // The kernel takes no alias with a new link.
+        self.set_alias(index, alias)?;
+        Ok(index)
+    }
+
+    fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
-        self.order(RouteNetlinkMessage::SetLink(message), 0)?;
-        Ok(index)
+        self.order(RouteNetlinkMessage::SetLink(message), 0)
     }
 
     /// Makes a cable: `name` here, up and at the bridge, which sends back through it what came from it (see [`hairpin`](Self::hairpin));
@@ -217,6 +227,10 @@ impl Netlink {
 
     /// Index and alias of a link. None: there is none of that name.
     pub fn link(&mut self, name: &str) -> io::Result<Option<(u32, Option<String>)>> {
+        Ok(self.look_up(name)?.map(|found| (found.index, found.alias)))
+    }
+
+    fn look_up(&mut self, name: &str) -> io::Result<Option<Found>> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         let answers = match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
@@ -225,11 +239,15 @@ impl Netlink {
         };
         Ok(answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => {
-                let alias = link.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfAlias(alias) => Some(alias.clone()),
-                    _ => None,
-                });
-                Some((link.header.index, alias))
+                let mut found = Found { index: link.header.index, alias: None, address: Vec::new() };
+                for attribute in link.attributes {
+                    match attribute {
+                        LinkAttribute::IfAlias(alias) => found.alias = Some(alias),
+                        LinkAttribute::Address(address) => found.address = address,
+                        _ => {}
+                    }
+                }
+                Some(found)
             }
             _ => None,
         }))
@@ -307,6 +325,14 @@ impl Netlink {
         };
         Ok(links.into_iter().filter_map(traffic).collect())
     }
+}
+
+/// A link that is there.
+struct Found {
+    index: u32,
+    alias: Option<String>,
+    /// Of its layer, six bytes for a bridge.
+    address: Vec<u8>,
 }
 
 /// A cable to be made.
