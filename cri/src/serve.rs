@@ -7,9 +7,9 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,24 +73,31 @@ pub enum Stage {
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
-pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
+pub async fn serve(config: Config, options: Options) -> Result<(), Error> {
     let _locks = lock(&config)?;
     let daemon = {
         let config = config.clone();
         Arc::new(blocking(debug_span!("start"), move || Daemon::new(config)).await?)
     };
     cgroups::ensure_monitors(daemon.cgroup_place());
+    let served = run(&config, options, &daemon).await;
+    // Also where it could not start.
+    cgroups::release_monitors(daemon.cgroup_place());
+    served
+}
+
+async fn run(config: &Config, mut options: Options, daemon: &Arc<Daemon>) -> Result<(), Error> {
     let loading = load_apparmor(daemon.clone());
     daemon.networks.restore(&daemon.state);
-    recover::recover(&daemon).await?;
-    network::watch::first_look(&daemon).await;
+    recover::recover(daemon).await?;
+    network::watch::first_look(daemon).await;
     let watching = tokio::spawn(network::watch::run(daemon.clone()));
     let mut collecting = tokio::spawn(network::collect_garbage(daemon.clone(), 0));
 
     let streaming = streaming::Server::bind(&config.streaming).await?;
     let (listener, own_socket) = match options.inherited.take() {
         Some(inherited) => (inherited, false),
-        None => (bind(&config)?, true),
+        None => (bind(config)?, true),
     };
     let failed = |source| Error::Io { action: "listen on", path: config.server.socket.clone(), source };
     listener.set_nonblocking(true).map_err(failed)?;
@@ -107,24 +114,29 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
     tokio::spawn(streaming.run(daemon.clone(), ending.clone()));
     let mut server = tokio::spawn(run_server(daemon.clone(), urls, listener, ending));
     let mut identity = Identity { file: options.config_file.clone(), reloads: 0, error: None };
-    identity.write(&daemon)?;
+    identity.write(daemon)?;
     tracing::info!(socket = %config.server.socket.display(), "ready");
     (options.notify)(Stage::Ready);
 
+    // The reload whose collection of garbage is due. One at a time: a plugin that hangs must not have them pile up.
+    let mut due = None;
     loop {
+        if collecting.is_finished()
+            && let Some(reload) = due.take()
+        {
+            collecting = tokio::spawn(network::collect_garbage(daemon.clone(), reload));
+        }
         tokio::select! {
+            _ = &mut collecting, if due.is_some() => {}
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = hup.recv() => {
                 (options.notify)(Stage::Reloading);
                 identity.reloads += 1;
-                identity.error = reload(&daemon, &options).await.err();
+                identity.error = reload(daemon, &options).await.err();
                 daemon.networks.reloaded.notify_one();
-                // One at a time: a plugin that hangs must not have them pile up.
-                if collecting.is_finished() {
-                    collecting = tokio::spawn(network::collect_garbage(daemon.clone(), identity.reloads));
-                }
-                if let Err(error) = identity.write(&daemon) {
+                due = Some(identity.reloads);
+                if let Err(error) = identity.write(daemon) {
                     tracing::error!(error = %error.sentence(), "the reload cannot be noted");
                 }
                 (options.notify)(Stage::Ready);
@@ -152,7 +164,6 @@ pub async fn serve(config: Config, mut options: Options) -> Result<(), Error> {
         let _ = loading.await;
     }
     let _ = fs::remove_file(daemon.run.join(IDENTITY));
-    cgroups::release_monitors(daemon.cgroup_place());
     Ok(())
 }
 
@@ -255,9 +266,11 @@ impl Identity {
     }
 }
 
-/// How long a directory that is in use is waited for. A process that a daemon was just starting when it was killed holds the daemon's
-/// locks until it executes its program, a moment later, and the next daemon may be quicker.
+/// How long a directory that is in use is waited for: a daemon that is ending may still have it.
 const LOCK_DEADLINE: Duration = Duration::from_secs(1);
+/// The same where the daemon that has locked it is dead. A process that it was just starting when it was killed holds its locks until it
+/// executes its program: a moment later, but on a busy machine the next daemon may be much quicker.
+const ORPHAN_DEADLINE: Duration = Duration::from_secs(30);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// Takes both directories; they are held for as long as the descriptors are. Blocks, before anything is served.
@@ -267,12 +280,26 @@ fn lock(config: &Config) -> Result<[File; 2], Error> {
         fs::create_dir_all(directory).map_err(failed)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         let path = directory.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-        let deadline = Instant::now() + LOCK_DEADLINE;
+        let mut options = File::options();
+        let file = options.create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        let since = Instant::now();
+        let mut told = false;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                Ok(()) => {
+                    note_holder(&file);
+                    return Ok(file);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if since.elapsed() < LOCK_DEADLINE => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK)
+                    if since.elapsed() < ORPHAN_DEADLINE && holder_is_dead(&file) =>
+                {
+                    if !told {
+                        tracing::warn!(lock = %path.display(), "a process that a dead daemon was starting still has its lock: it is waited for");
+                        told = true;
+                    }
                     std::thread::sleep(LOCK_RETRY);
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -288,6 +315,20 @@ fn lock(config: &Config) -> Result<[File; 2], Error> {
         }
     };
     Ok([one(&config.paths.state)?, one(&config.paths.run)?])
+}
+
+/// Writes into a lock whose it is. Where that cannot be, on a full disk, the next daemon is less patient.
+fn note_holder(mut lock: &File) {
+    let _ = lock.set_len(0).and_then(|()| lock.write_all(std::process::id().to_string().as_bytes()));
+}
+
+/// Whether the daemon that has written itself into a lock does not live any more. One that has not counts as alive.
+fn holder_is_dead(lock: &File) -> bool {
+    let mut text = [0; 16];
+    let length = lock.read_at(&mut text, 0).unwrap_or(0);
+    let pid = std::str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
+    let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { return false };
+    rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
 }
 
 /// Listens on the configured socket. A socket that is there is a dead daemon's: the lock is ours. It is bound under

@@ -187,6 +187,54 @@ fn kill_9_at_any_moment_of_a_pods_making_leaves_nothing_half_made() -> Outcome {
     Ok(())
 }
 
+/// What a process does that the daemon had forked when it was killed, and that was not quick to execute its program.
+#[test]
+fn a_lock_that_a_dead_daemons_child_still_holds_is_waited_for() -> Outcome {
+    let node = Node::start()?;
+    node.kill9()?;
+    let lock = fs::File::open(node.path().join("state/lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    std::thread::scope(|scope| -> Outcome {
+        let launching = scope.spawn(|| node.launch());
+        watch::content(&node.daemon_log(), Deadline::in_seconds(20), |bytes| {
+            String::from_utf8_lossy(bytes).contains("it is waited for").then_some(())
+        })?;
+        drop(lock);
+        launching.join().unwrap_or_else(|_| anyhow::bail!("the launch panicked"))
+    })
+}
+
+#[test]
+fn a_half_made_pod_goes_although_its_monitor_is_slow_to_answer() -> Outcome {
+    let node = Node::start()?;
+    PodBuilder::new(&node, "warm").own_network().run(&node)?.remove()?;
+    let before = HostSnapshot::take(&node)?;
+    let parent = format!("/{}/kubepods/half", node.unique());
+    let pod = PodBuilder::new(&node, "half")
+        .own_network()
+        .linux(|linux| linux.cgroup_parent = parent)
+        .run(&node)?;
+    let monitor = node.monitor_of(&pod.id)?;
+    node.kill9()?;
+    let record = node.pod_state(&pod.id).join("sandbox.json");
+    let text = fs::read_to_string(&record)?;
+    let creating = text.replace("\"ready\"", "\"creating\"");
+    anyhow::ensure!(creating != text, "{text}");
+    fs::write(&record, creating)?;
+    process::signal(monitor, rustix::process::Signal::STOP)?;
+    node.launch()?;
+    assert!(node.client()?.pods()?.is_empty(), "nobody was ever told its id");
+    assert!(record.exists(), "it is not forgotten");
+    process::signal(monitor, rustix::process::Signal::CONT)?;
+    process::wait_gone(monitor, Deadline::in_seconds(20))?;
+    let (pods, deadline) = (node.path().join("state/pods"), Deadline::in_seconds(20));
+    let changes = watch::DirectoryWatch::new(&pods)?;
+    while fs::read_dir(&pods)?.next().is_some() {
+        changes.next(deadline)?;
+    }
+    before.assert_same(&HostSnapshot::take(&node)?)
+}
+
 #[test]
 fn an_exec_goes_on_without_the_daemon() -> Outcome {
     let node = Node::start()?;
@@ -217,7 +265,7 @@ fn restarts_do_not_add_up() -> Outcome {
     node.restart()?;
     let before = HostSnapshot::take(&node)?;
     let monitor = node.monitor_of(&pod.id)?;
-    let descriptors = podwright_tests::snapshot::descriptors(monitor)?;
+    let descriptors = monitors_descriptors(&node, &container.id, monitor)?;
     for round in 0..5 {
         if round % 2 == 0 {
             node.kill9()?;
@@ -228,6 +276,21 @@ fn restarts_do_not_add_up() -> Outcome {
         assert_eq!(node.client()?.exec_in(&container.id, &["true"], 0)?.code, 0);
     }
     before.assert_same(&HostSnapshot::take(&node)?)?;
-    assert_eq!(podwright_tests::snapshot::descriptors(monitor)?, descriptors, "the monitor's descriptors");
+    assert_eq!(
+        monitors_descriptors(&node, &container.id, monitor)?,
+        descriptors,
+        "the monitor's descriptors"
+    );
     Ok(())
+}
+
+/// What a monitor has open once it has done with all that was before: its one thread answers one request after the other, and an update
+/// that changes nothing leaves nothing to be done afterwards.
+fn monitors_descriptors(node: &Node, container: &str, monitor: u32) -> anyhow::Result<Vec<(String, usize)>> {
+    node.client()?.update_container_resources(v1::UpdateContainerResourcesRequest {
+        container_id: container.to_owned(),
+        linux: Some(v1::LinuxContainerResources::default()),
+        ..Default::default()
+    })?;
+    podwright_tests::snapshot::descriptors(monitor)
 }

@@ -7,13 +7,13 @@
 //! | a ready record of this boot, no monitor | its cgroups are killed; exited, reason MonitorLost; not ready |
 //! | a record of another boot | exited, reason NodeRebooted; not ready; its network is detached, what is left of mounts is taken away |
 //! | a stopped record | exited containers, by their exit records |
-//! | a record in phase creating, or none | taken apart, its network detached: nobody was ever told its id |
+//! | a record in phase creating, or none | taken apart, its network detached: nobody was ever told its id; as soon as its monitor answers |
 //! | a record that cannot be read | moved to `<state>/corrupt`, after the same |
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,21 +101,15 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
                 Some(found) => (found.containers, found.record.made_cgroups),
                 None => (Vec::new(), Vec::new()),
             };
-            take_apart(daemon, id, containers).await?;
-            {
-                let (daemon, id) = (daemon.clone(), id.to_owned());
-                blocking(debug_span!("remove_cgroups"), move || {
-                    daemon.remove_cgroups(&id, &made);
+            match discard_half_made(daemon, id, containers.clone(), &made, HELLO_DEADLINE).await {
+                Err(Error::Unavailable { .. }) => {
+                    // Started a moment before the daemon died, on a machine that is busy. The start does not wait for it.
+                    tracing::warn!(pod = %id, "its monitor is slow to answer: it is waited for");
+                    discard_half_made_later(daemon.clone(), id.to_owned(), containers, made);
                     Ok(())
-                })
-                .await?;
+                }
+                other => other,
             }
-            if attached(daemon, id).await {
-                // Plugins may take their time; the start does not wait for them.
-                pod::discard_later(daemon.clone(), id.to_owned());
-                return Ok(());
-            }
-            pod::discard(daemon, id).await
         }
         // A disk that cannot be read now is no reason to end a pod.
         Err(error @ Error::Io { .. }) => Err(error),
@@ -126,7 +120,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
                 let dirs = daemon.directories(id);
                 blocking(debug_span!("recover_read"), move || Ok(readable_containers(&dirs))).await?
             };
-            take_apart(daemon, id, containers).await?;
+            take_apart(daemon, id, containers, HELLO_DEADLINE).await?;
             crate::network::detach(daemon, &daemon.directories(id), id).await?;
             release(daemon, id).await?;
             let (daemon, id) = (daemon.clone(), id.to_owned());
@@ -154,11 +148,55 @@ async fn release(daemon: &Daemon, id: &str) -> Result<(), Error> {
     blocking(debug_span!("release"), move || pod::release(&dirs)).await
 }
 
-/// Ends whatever monitor there is, and the processes that it left.
-async fn take_apart(daemon: &Arc<Daemon>, id: &str, containers: Vec<ContainerRecord>) -> Result<(), Error> {
+/// Takes apart a pod that was never whole, and removes what there is of it. Its monitor may take `limit` to answer.
+async fn discard_half_made(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    containers: Vec<ContainerRecord>,
+    made_cgroups: &[PathBuf],
+    limit: Duration,
+) -> Result<(), Error> {
+    take_apart(daemon, id, containers, limit).await?;
+    {
+        let (daemon, id, made) = (daemon.clone(), id.to_owned(), made_cgroups.to_owned());
+        blocking(debug_span!("remove_cgroups"), move || {
+            daemon.remove_cgroups(&id, &made);
+            Ok(())
+        })
+        .await?;
+    }
+    if attached(daemon, id).await {
+        // Plugins may take their time; the start does not wait for them.
+        pod::discard_later(daemon.clone(), id.to_owned());
+        return Ok(());
+    }
+    pod::discard(daemon, id).await
+}
+
+/// The same beside everything else, whenever its monitor answers.
+fn discard_half_made_later(
+    daemon: Arc<Daemon>,
+    id: String,
+    containers: Vec<ContainerRecord>,
+    made_cgroups: Vec<PathBuf>,
+) {
+    tokio::spawn(async move {
+        if let Err(error) = discard_half_made(&daemon, &id, containers, &made_cgroups, Duration::MAX).await {
+            tracing::error!(pod = %id, error = %error.sentence(), "a pod that was never whole cannot be taken apart: the next start tries again");
+        }
+    });
+}
+
+/// Ends whatever monitor there is, which may take `limit` to answer, and the processes that it left.
+async fn take_apart(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    containers: Vec<ContainerRecord>,
+    limit: Duration,
+) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     let unreachable = |source| Error::Unavailable { what: format!("the monitor of pod {id}"), source };
-    match tokio::time::timeout(HELLO_DEADLINE, monitor_client::take_up(&dirs.run)).await {
+    match tokio::time::timeout(limit, monitor_client::take_up(&dirs.run)).await {
         Ok(Ok(Connected { client, hello, .. })) => {
             if let Some(process) = Process::foreign(hello.pid) {
                 client.is_process(process);
@@ -287,7 +325,7 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
     if stopped || !same_boot {
         if !stopped {
             tracing::warn!(pod = %metadata, "the node was rebooted under the pod");
-            take_apart(daemon, &id, Vec::new()).await?;
+            take_apart(daemon, &id, Vec::new(), HELLO_DEADLINE).await?;
             if !detach_later {
                 release(daemon, &id).await?;
                 daemon.networks.ports.release(&id);
