@@ -10,12 +10,15 @@
 #
 # A test that cannot run says why (tests/support/skip.rs) and is counted as skipped, not as passed. One of oci or cri that fails is
 # run once more, alone (tests/twice.sh); what passes then is told as FLAKY.
+# What the tests of oci, cri and survival leave on the host is named and counts as a failure (tests/left.sh).
 # LANE_ARGS is handed to every test program: LANE_ARGS=--test-threads=1, or part of a test's name.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 here=$PWD/target/lanes
 mkdir -p "$here"
 total_passed=0 total_failed=0 total_skipped=0
+PODWRIGHT_TEST_MARK=$(printf %x $$)
+export PODWRIGHT_TEST_MARK
 
 # count LANE STATUS LOG SKIPS: adds up what the test programs printed, and prints the lane's line.
 count() {
@@ -35,12 +38,16 @@ count() {
 
 # lane NAME COMMAND...: runs the command with its output shown and kept.
 lane() {
-    local lane=$1 log=$here/$1.log skips=$here/$1.skips status
+    local lane=$1 log=$here/$1.log skips=$here/$1.skips status since
     shift
     : >"$skips"
+    since=$(tests/left.sh)
     echo "== lane $lane"
     RUST_LIB_BACKTRACE=0 PODWRIGHT_TEST_SKIPS=$skips "$@" 2>&1 | tee "$log" | grep -Ev '^(test .* \.\.\. ok|running [0-9]+ tests?|)$'
     status=${PIPESTATUS[0]}
+    tests/left.sh "$PODWRIGHT_TEST_MARK" "$since" | tee -a "$log"
+    # A test that failed and was forgiven has maybe not come as far as to clean up.
+    [ "${PIPESTATUS[0]}" -eq 0 ] || grep -q '^FLAKY ' "$log" || status=1
     count "$lane" "$status" "$log" "$skips"
 }
 

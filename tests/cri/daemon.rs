@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use podwright_tests::oci::Ran;
 use podwright_tests::skip::skip;
 use podwright_tests::{
-    Client, Deadline, Node, NodeOptions, Outcome, PodBuilder, binaries, process, v1, watch,
+    Client, Deadline, Node, NodeOptions, Outcome, PodBuilder, binaries, process, temporary, v1, watch,
 };
 use rustix::process::Signal;
 
@@ -35,7 +35,7 @@ fn check_reads_the_configuration_and_starts_nothing() -> Outcome {
 
 #[test]
 fn the_example_configuration_is_valid() -> Outcome {
-    let directory = tempfile::tempdir()?;
+    let directory = temporary::directory()?;
     let file = directory.path().join("config.toml");
     fs::write(&file, include_str!("../../manifests/config.toml"))?;
     podwrightd(&["--config", file.to_str().unwrap(), "--check"])?.ok()?;
@@ -49,7 +49,7 @@ fn the_units_are_valid() -> Outcome {
         skip("daemon::the_units_are_valid", "systemd-analyze is not installed");
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
+    let directory = temporary::directory()?;
     let units = [
         ("podwrightd.service", include_str!("../../manifests/podwrightd.service")),
         ("podwrightd.socket", include_str!("../../manifests/podwrightd.socket")),

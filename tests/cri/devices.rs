@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use podwright_tests::{HostSnapshot, Node, NodeOptions, Outcome, PodBuilder, pod, v1};
+use podwright_tests::{HostSnapshot, Node, NodeOptions, Outcome, PodBuilder, pod, temporary, v1};
 use tonic::Code;
 
 fn device(host: &str, container: &str, permissions: &str) -> v1::Device {
@@ -79,10 +79,11 @@ fn links_and_directories_of_devices_are_followed() -> Outcome {
 }
 
 /// A node with an own directory for CDI files in the place of the host's.
-fn cdi_node() -> anyhow::Result<(Node, std::path::PathBuf)> {
-    let place = tempfile::tempdir()?.keep();
-    let extra_config = format!("[devices]\ncdi_spec_dirs = [\"{0}/etc\", \"{0}/run\"]\n", place.display());
-    fs::create_dir_all(place.join("etc"))?;
+fn cdi_node() -> anyhow::Result<(Node, tempfile::TempDir)> {
+    let place = temporary::directory()?;
+    let extra_config =
+        format!("[devices]\ncdi_spec_dirs = [\"{0}/etc\", \"{0}/run\"]\n", place.path().display());
+    fs::create_dir_all(place.path().join("etc"))?;
     let node = Node::with(&NodeOptions { extra_config, ..Default::default() })?;
     Ok((node, place))
 }
@@ -94,7 +95,8 @@ fn asks(names: &[&str]) -> impl FnOnce(&mut v1::ContainerConfig) {
 
 #[test]
 fn a_cdi_device_brings_nodes_mounts_variables_and_hooks() -> Outcome {
-    let (node, place) = cdi_node()?;
+    let (node, directory) = cdi_node()?;
+    let place = directory.path();
     let data = place.join("data");
     fs::create_dir(&data)?;
     fs::write(data.join("library"), "of the vendor\n")?;
@@ -145,13 +147,13 @@ fn a_cdi_device_brings_nodes_mounts_variables_and_hooks() -> Outcome {
 
     // Without the device there is nothing of it.
     assert_eq!(pod.sh("ls /dev/card* /opt 2>/dev/null; echo $DRIVER").output()?, "\n");
-    fs::remove_dir_all(&place)?;
     Ok(())
 }
 
 #[test]
 fn annotations_ask_for_cdi_devices_too_and_each_comes_once() -> Outcome {
-    let (node, place) = cdi_node()?;
+    let (node, directory) = cdi_node()?;
+    let place = directory.path();
     let yaml = "cdiVersion: \"0.6.0\"\nkind: vendor.example/card\ndevices:\n- name: all\n  containerEdits:\n    env:\n    - BY=yaml\n    \
                 deviceNodes:\n    - path: /dev/card\n      hostPath: /dev/zero\n";
     fs::write(place.join("etc/vendor.yaml"), yaml)?;
@@ -164,13 +166,13 @@ fn annotations_ask_for_cdi_devices_too_and_each_comes_once() -> Outcome {
         })
         .output()?;
     assert_eq!(output, "yaml\n3\n");
-    fs::remove_dir_all(&place)?;
     Ok(())
 }
 
 #[test]
 fn cdi_directories_are_read_anew_and_an_unknown_device_is_refused() -> Outcome {
-    let (node, place) = cdi_node()?;
+    let (node, directory) = cdi_node()?;
+    let place = directory.path();
     let pod = PodBuilder::new(&node, "anew").run(&node)?;
     pod.command(&["true"]).create()?.remove()?;
     let before = HostSnapshot::take(&node)?;
@@ -206,6 +208,5 @@ fn cdi_directories_are_read_anew_and_an_unknown_device_is_refused() -> Outcome {
         let error = pod.command(&["true"]).with(asks(&[bad])).create().unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{bad}: {error:?}");
     }
-    fs::remove_dir_all(&place)?;
     Ok(())
 }

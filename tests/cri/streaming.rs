@@ -11,7 +11,8 @@ use podwright_tests::skip::skip;
 use podwright_tests::spdy::{self, Spdy};
 use podwright_tests::streaming::{Streaming, V5, address, channel, raw_request};
 use podwright_tests::{
-    Container, Deadline, Node, NodeOptions, Outcome, Pod, PodBuilder, binaries, seconds, v1,
+    Container, Deadline, Node, NodeOptions, Outcome, Pod, PodBuilder, binaries, seconds, snapshot, temporary,
+    v1,
 };
 use rustix::process::Signal;
 use tonic::Code;
@@ -258,10 +259,17 @@ fn urls_that_nobody_uses_are_bounded() -> Outcome {
     let container = pod.command(&["sleep", "1000"]).start()?;
     let good = request(&container.id, &["true"], OUTPUT);
     let mut last = String::new();
+    let start = Instant::now();
     for _ in 0..1000 {
         last = pod.client.exec(good.clone())?.url;
     }
-    assert_eq!(pod.client.exec(good.clone()).unwrap_err().code(), Code::ResourceExhausted);
+    let one_more = pod.client.exec(good.clone());
+    // A URL is good for a minute: on a slow machine the first may be no more by then.
+    if one_more.is_ok() && start.elapsed().as_secs() >= 60 {
+        skip("streaming::urls_that_nobody_uses_are_bounded", "a thousand calls took more than a minute here");
+        return Ok(());
+    }
+    assert_eq!(one_more.unwrap_err().code(), Code::ResourceExhausted);
     assert_eq!(Streaming::open(&last, Some(V5))?.finish()?.code()?, 0);
     pod.client.exec(good)?;
     Ok(())
@@ -340,7 +348,7 @@ fn tls_is_spoken_where_it_is_configured_and_clients_need_their_certificate() -> 
         );
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
+    let directory = temporary::directory()?;
     certificates(directory.path())?;
     let file = |name: &str| directory.path().join(name).display().to_string();
     let extra_config = format!(
@@ -412,7 +420,7 @@ fn a_certificate_that_is_rotated_is_shown_from_then_on() -> Outcome {
         skip(test, "there is no openssl to make certificates with");
         return Ok(());
     }
-    let directory = tempfile::tempdir()?;
+    let directory = temporary::directory()?;
     let at = |name: &str| directory.path().join(name);
     for name in ["old", "new"] {
         certificates(&at(name))?;
@@ -446,7 +454,9 @@ fn a_certificate_that_is_rotated_is_shown_from_then_on() -> Outcome {
 #[test]
 fn a_session_on_which_nothing_moves_ends() -> Outcome {
     // That what moves keeps it is tested where time can be stopped.
-    let extra_config = "[streaming]\nidle_timeout_seconds = 2\n".to_owned();
+    // Longer than it takes to open them all.
+    let idle = seconds(5);
+    let extra_config = format!("[streaming]\nidle_timeout_seconds = {}\n", idle.as_secs());
     let node = Node::with(&NodeOptions { extra_config, ..Default::default() })?;
     let pod = PodBuilder::new(&node, "idle").run(&node)?;
     let container = pod.command(&["sleep", "1000"]).start()?;
@@ -460,7 +470,7 @@ fn a_session_on_which_nothing_moves_ends() -> Outcome {
         pod.client.port_forward(v1::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![] })?;
     let forward = Spdy::open(&forwarded.url, &["portforward.k8s.io"])?;
     assert_eq!(spdy.finish()?.goaway, Some(0));
-    assert!(start.elapsed().as_secs() >= 2);
+    assert!(start.elapsed() >= idle);
     // Closed without a word of how it ended, because it has not: what runs goes on.
     assert!(websocket.finish().map_or(true, |ended| ended.status.is_empty()));
     forward.finish()?;
@@ -472,12 +482,13 @@ fn a_session_on_which_nothing_moves_ends() -> Outcome {
 
 #[test]
 fn a_daemon_without_its_certificate_does_not_start() -> Outcome {
-    let directory = tempfile::tempdir()?;
+    let directory = temporary::directory()?;
     let here = directory.path().display();
+    let cgroup = format!("/podwright-{}", std::process::id());
     let config = directory.path().join("config.toml");
     let text = format!(
         "[server]\nsocket = '{here}/s'\n[paths]\nstate = '{here}/state'\nrun = '{here}/run'\n[rootfs]\nroots = []\n\
-         [streaming]\ntls_cert = '{here}/none.pem'\ntls_key = '{here}/none.key'\n"
+         [cgroup]\nruntime = '{cgroup}'\n[streaming]\ntls_cert = '{here}/none.pem'\ntls_key = '{here}/none.key'\n"
     );
     std::fs::write(&config, text)?;
     let output = Command::new(binaries::find("podwrightd")?)
@@ -490,5 +501,7 @@ fn a_daemon_without_its_certificate_does_not_start() -> Outcome {
         !output.status.success() && said.contains("streaming.tls_key") && said.contains("none.key"),
         "{said}"
     );
+    let left = snapshot::cgroups(&cgroup);
+    assert!(left.is_empty(), "a daemon that did not start left {left:?}");
     Ok(())
 }

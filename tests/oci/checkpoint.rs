@@ -20,6 +20,10 @@ use super::terminal::read_until;
 const COUNT: &str =
     "i=0; while true; do i=$((i+1)); echo $i >/tmp/next; mv /tmp/next /tmp/count; sleep 0.05; done";
 
+/// As [`COUNT`], and a directory for each number: which came first stays to be seen, however late one looks.
+const COUNT_ALL: &str = "mkdir -p /tmp/all; i=0; while true; do i=$((i+1)); mkdir /tmp/all/$i; \
+                         echo $i >/tmp/next; mv /tmp/next /tmp/count; sleep 0.05; done";
+
 /// A bundle whose `wright` finds criu.
 struct Counting {
     bundle: Bundle,
@@ -207,7 +211,7 @@ fn a_container_may_be_left_running_or_paused() -> Outcome {
     let Some(criu) = Criu::require("checkpoint::a_container_may_be_left_running_or_paused") else {
         return Ok(());
     };
-    let counting = Counting::new(COUNT, criu)?;
+    let counting = Counting::new(COUNT_ALL, criu)?;
     counting.run()?;
     let first = counting.beyond(3)?;
     let pid = counting.bundle.pid()?;
@@ -221,8 +225,10 @@ fn a_container_may_be_left_running_or_paused() -> Outcome {
     counting.wright(&["pause", &counting.bundle.id])?.ok()?;
     counting.checkpoint(&["--leave-running"])?.ok()?;
     assert_eq!(counting.bundle.status()?, "paused", "what was paused stays so");
+    // It may have been stopped between making the next directory and showing the number.
+    let paused: u64 = fs::read_to_string(counting.count_file())?.trim().parse()?;
     counting.wright(&["resume", &counting.bundle.id])?.ok()?;
-    let last = counting.beyond(first)?;
+    counting.beyond(paused + 3)?;
 
     // An id in use is not restored into.
     let taken = counting.wright(&["restore", "--detach", "--image-path", "images", &counting.bundle.id])?;
@@ -231,8 +237,19 @@ fn a_container_may_be_left_running_or_paused() -> Outcome {
 
     counting.wright(&["delete", "--force", &counting.bundle.id])?.ok()?;
     counting.take_count()?;
+    let all = counting.bundle.path().join("rootfs/tmp/all");
+    fs::remove_dir_all(&all)?;
+    fs::create_dir(&all)?;
     counting.restore(&[])?;
-    assert!(counting.beyond(0)? <= last + 1, "it goes on from the checkpoint, not from its end");
+    counting.beyond(0)?;
+    let numbers: Vec<u64> = fs::read_dir(&all)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?))
+        .collect::<Result<_>>()?;
+    let restored = numbers.iter().min().context("it counts")?;
+    assert!(
+        (paused..paused + 3).contains(restored),
+        "{restored}: it goes on from the checkpoint, {paused}, not from its end"
+    );
     Ok(())
 }
 
@@ -526,8 +543,11 @@ fn a_lazy_dump_tells_when_its_pages_are_served() -> Outcome {
         0,
     )?;
     let mut reader = fs::File::options().read(true).write(true).open(&status)?;
-    // Free a moment ago; loopback only.
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    // Free a moment ago, and none that the kernel gives to who asks for any (ip(7), ip_local_port_range); loopback only.
+    let offset = u16::try_from(std::process::id() % 20_000)?;
+    let address = (0..100)
+        .find_map(|next| TcpListener::bind(("127.0.0.1", 10_000 + offset + next)).ok()?.local_addr().ok())
+        .context("a free port")?;
     let server = address.to_string();
     let flags = ["checkpoint", "--lazy-pages", "--page-server", &server, "--status-fd", "3"];
     let wright =
@@ -561,10 +581,13 @@ fn memory_may_come_when_it_is_touched() -> Outcome {
     // Whoever serves the pages listens beside criu's logs.
     let work = counting.bundle.path().join("work");
     fs::create_dir(&work)?;
-    let mut server = program(&criu, &["lazy-pages", "--images-dir"]);
-    server.arg(counting.images()).arg("--work-dir").arg(&work);
+    let mut server = program(&criu, &["lazy-pages", "--status-fd", "1", "--images-dir"]);
+    let (mut told, tells) = std::io::pipe()?;
+    server.arg(counting.images()).arg("--work-dir").arg(&work).stdout(tells);
     let mut server = Server(server.spawn()?);
-    watch::file(&work.join("lazy-pages.socket"), Deadline::in_seconds(20))?;
+    // Its socket is there a moment before anybody can connect.
+    watch::readable(told.as_fd(), Deadline::in_seconds(20))?;
+    assert_eq!(told.read(&mut [0])?, 1);
     counting.restore(&["--lazy-pages", "--work-path", &work.to_string_lossy()])?;
     assert!(counting.beyond(0)? > count);
     // It ends when it has served every page.

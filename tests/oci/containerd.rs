@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Result;
 use podwright_tests::oci::{Bundle, Ran};
-use podwright_tests::{Deadline, Outcome, binaries, process, skip, watch};
+use podwright_tests::{Deadline, Outcome, binaries, process, skip, temporary, watch};
 use rustix::process::Signal;
 
 /// A containerd with directories and a socket of its own, ended with the test.
@@ -25,7 +25,7 @@ impl Containerd {
             return Ok(None);
         }
         // Short: the paths of its shims' sockets are below it.
-        let directory = tempfile::Builder::new().prefix("pwc").tempdir_in("/tmp")?;
+        let directory = temporary::directory_in("/tmp".as_ref())?;
         let at = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n\
@@ -62,9 +62,15 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         let _ = process::signal(self.daemon.id(), Signal::TERM);
         let _ = self.daemon.wait();
-        // What a failed test leaves of its shims.
-        for left in process::belonging_to(&self.directory.path().to_string_lossy()).unwrap_or_default() {
-            let _ = process::signal(left.pid, Signal::KILL);
+        let directory = self.directory.path().to_string_lossy().into_owned();
+        if std::thread::panicking() {
+            for left in process::belonging_to(&directory).unwrap_or_default() {
+                let _ = process::signal(left.pid, Signal::KILL);
+            }
+        }
+        // A shim ends by itself, a moment after its last task was deleted.
+        if let Err(error) = process::wait_all_gone(&directory, Deadline::in_seconds(30)) {
+            assert!(std::thread::panicking(), "{error:#}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use podwright_tests::oci::Bundle;
-use podwright_tests::{Deadline, Outcome, process};
+use podwright_tests::{Deadline, Outcome, process, seconds};
 use serde_json::{Value, json};
 
 /// A hook that appends its name, and the status it is told, to a file.
@@ -65,9 +65,12 @@ fn a_hook_past_its_timeout_is_killed() -> Outcome {
     let bundle = Bundle::new("true")?;
     let pid_file = bundle.path().join("hook.pid");
     let script = format!("echo $$ > {}; sleep 5555", pid_file.display());
+    // Enough for it to have said who it is.
+    let timeout = seconds(3).as_secs();
     bundle.edit(|spec| {
-        spec["hooks"]["createRuntime"] =
-            json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"], "timeout": 1}]);
+        spec["hooks"]["createRuntime"] = json!([
+            {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"], "timeout": timeout}
+        ]);
     })?;
     let ran = bundle.wright(&["run", &bundle.id])?;
     assert!(ran.code == 1 && ran.stderr.contains("timeout"), "{ran:?}");

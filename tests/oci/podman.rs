@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use podwright_tests::oci::Ran;
-use podwright_tests::{Outcome, binaries, root, skip};
+use podwright_tests::{Deadline, Outcome, binaries, process, root, skip, temporary};
 
 /// A podman with storage, state and a root filesystem of its own.
 struct Podman {
@@ -25,7 +25,7 @@ impl Podman {
             return Ok(None);
         }
         // Short: the paths of conmon's sockets are below it.
-        let directory = tempfile::Builder::new().prefix("pwp").tempdir_in("/tmp")?;
+        let directory = temporary::directory_in("/tmp".as_ref())?;
         root::populate(&directory.path().join("root"))?;
         // Its defaults raise hard limits, which not everyone may.
         let configuration = "[containers]\ndefault_ulimits=[\"nofile=1024:4096\",\"nproc=4096:4096\"]\npids_limit=0\n\
@@ -63,7 +63,9 @@ impl Podman {
     /// `podman run FLAGS --rootfs ROOT COMMAND`.
     fn container(&self, flags: &[&str], command: &[&str]) -> Result<Ran> {
         let root = self.path("root");
-        let mut arguments = vec!["run", "--network", "none"];
+        // Where podman's own would be everybody's, and stay.
+        let parent = format!("/{}", self.name);
+        let mut arguments = vec!["run", "--network", "none", "--cgroup-parent", &parent];
         arguments.extend(flags);
         arguments.extend(["--rootfs", &root]);
         arguments.extend(command);
@@ -74,6 +76,12 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         let _ = self.run(&["rm", "--all", "--force", "--time", "0"]);
+        // What conmon starts when a container or an exec has ended, `podman container cleanup`, writes into the directory yet.
+        let directory = self.directory.path().to_string_lossy().into_owned();
+        let ended = process::wait_all_gone(&directory, Deadline::in_seconds(60));
+        if let Err(error) = ended {
+            assert!(std::thread::panicking(), "{error:#}");
+        }
         // vfs keeps mounts for its containers' shm.
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = self.directory.path().to_string_lossy().into_owned();
@@ -84,6 +92,13 @@ impl Drop for Podman {
             .filter(|path| path.starts_with(&ours))
         {
             let _ = Command::new("umount").arg("--lazy").arg(target).status();
+        }
+        // Also where a host has no such hierarchy: there podman makes plain directories, with files.
+        let places = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for place in places.chain(["/sys/fs/cgroup".into()]) {
+            for cgroup in [place.join(&self.name).join("conmon"), place.join(&self.name)] {
+                let _ = fs::remove_dir(&cgroup).or_else(|_| fs::remove_dir_all(cgroup));
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod snapshot;
 pub mod spdy;
 pub mod streaming;
 pub mod stub_plugin;
+pub mod temporary;
 pub mod watch;
 
 pub use apiserver::ApiServer;

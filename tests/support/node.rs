@@ -17,7 +17,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{PidfdFlags, Signal, pidfd_open};
 use tempfile::TempDir;
 
-use crate::{BusyboxRoot, Client, Deadline, NetworkNamespace, binaries, process};
+use crate::{BusyboxRoot, Client, Deadline, NetworkNamespace, binaries, process, temporary};
 
 /// What may be chosen about a node.
 #[derive(Clone, Debug, Default)]
@@ -57,9 +57,7 @@ impl Node {
 
     /// Starts a node as the options say.
     pub fn with(options: &NodeOptions) -> Result<Self> {
-        // Short, because a socket's path may have no more than 107 bytes.
-        let directory =
-            tempfile::Builder::new().prefix("pw").rand_bytes(6).tempdir().context("temporary directory")?;
+        let directory = temporary::directory()?;
         let unique = unique_name(&directory);
         for name in ["state", "run", "log", "roots", "cni", "plugins", "config.toml.d"] {
             fs::create_dir(directory.path().join(name))?;
@@ -206,6 +204,10 @@ impl Node {
     /// Starts the daemon (again) and waits until it serves.
     pub fn launch(&self) -> Result<()> {
         ensure!(self.child().is_none(), "the daemon is running already");
+        // What the last daemon said, after a reload for one, says nothing of this one.
+        self.notify.set_nonblocking(true)?;
+        while self.notify.recv(&mut [0; 1024]).is_ok() {}
+        self.notify.set_nonblocking(false)?;
         let log = File::options().create(true).append(true).open(self.daemon_log())?;
         let mut command = Command::new(binaries::find("podwrightd")?);
         command

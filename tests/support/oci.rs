@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::node::unique_name;
-use crate::{binaries, process, root};
+use crate::{binaries, process, root, temporary};
 
 /// A bundle with a busybox root, a private `--root`, and a container id nobody else has.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Bundle {
     /// A bundle as `wright spec` makes it, without a terminal, with a writable root and a cgroup of its
     /// own, running a shell script.
     pub fn new(script: &str) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("pw").tempdir()?;
+        let directory = temporary::directory()?;
         let id = unique_name(&directory);
         root::populate(&directory.path().join("rootfs"))?;
         let bundle = Self { directory, id };

@@ -31,6 +31,15 @@ pub fn wait_gone(number: u32, deadline: Deadline) -> Result<()> {
     }
 }
 
+/// Blocks until nobody whose cgroup or arguments contain `unique` is left but the caller.
+pub fn wait_all_gone(unique: &str, deadline: Deadline) -> Result<()> {
+    // Who ends may have started another before.
+    while let Some(process) = belonging_to(unique)?.first() {
+        wait_gone(process.pid, deadline).with_context(|| format!("{process:?}"))?;
+    }
+    Ok(())
+}
+
 /// Shuts down every connection of packets (unix(7), `SOCK_SEQPACKET`) that the process has, from under it.
 pub fn break_connections(number: u32) -> Result<()> {
     let sockets = fs::read_to_string("/proc/net/unix")?;

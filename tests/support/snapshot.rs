@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -13,8 +14,10 @@ use anyhow::{Result, bail};
 use crate::Node;
 
 /// Files that the daemon writes beside the requests, whenever it gets to it, and which are no pod's: what it remembers of
-/// images (their sizes), and its AppArmor profile, compiled and loaded from its start on.
-const OF_THE_DAEMON: &[&str] = &["state/images/", "state/apparmor/", "run/apparmor-loaded"];
+/// images (their sizes), its AppArmor profile, compiled and loaded from its start on, and what its first collection of the networks'
+/// garbage found. The last is written under another name first, as every record is.
+const OF_THE_DAEMON: &[&str] =
+    &["state/images/", "state/apparmor/", "run/apparmor-loaded", "run/network-collection.json"];
 
 /// What a node has on the host at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,11 +163,16 @@ fn names(directory: &Path) -> BTreeSet<String> {
 }
 
 fn list_files(directory: &Path, base: &Path, found: &mut BTreeSet<String>) -> Result<()> {
-    for entry in fs::read_dir(directory)? {
+    let entries = match fs::read_dir(directory) {
+        // It has gone since its name was read.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
         let entry = entry?;
         let path = entry.path();
         found.insert(path.strip_prefix(base)?.to_string_lossy().into_owned());
-        if entry.file_type()?.is_dir() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             list_files(&path, base, found)?;
         }
     }

@@ -95,7 +95,8 @@ impl StubPlugins {
         let options = NodeOptions {
             own_network: true,
             network: vec![
-                format!("plugin_timeout_seconds = {}", deadline::slowness()),
+                // Soon, for those that hang; those that do not have to be done by then, on a busy machine too.
+                format!("plugin_timeout_seconds = {}", deadline::slowness().max(5)),
                 "default = \"none\"".to_owned(),
             ],
             ..Default::default()

@@ -150,6 +150,8 @@ fn pods_reach_pods_the_node_and_outside_and_are_reached_by_host_ports() -> Outco
     let (v4, v6) = addresses(&server)?;
     assert!(v4.starts_with("10.210.") && v6.starts_with("fd00:210::"), "{v4} {v6}");
     serve(&server, 80, "hello")?;
+    // It listens by then.
+    assert_eq!(fetch(inside, &format!("{v4}:80"))?, "hello");
 
     // From pod to pod, to the node, and to who knows no way back: masqueraded.
     let script = format!(
@@ -166,7 +168,6 @@ fn pods_reach_pods_the_node_and_outside_and_are_reached_by_host_ports() -> Outco
     assert!(output.ends_with("hello\n"), "{output}");
 
     // To the pod: from the node by its address, from outside and from the node itself by host ports.
-    assert_eq!(fetch(inside, &format!("{v4}:80"))?, "hello");
     assert_eq!(fetch(inside, &format!("[{v6}]:80"))?, "hello");
     assert_eq!(fetch(&outside, "192.0.2.1:8080")?, "hello");
     assert_eq!(fetch(&outside, "[2001:db8::1]:8080")?, "hello");
