@@ -57,7 +57,9 @@ echo "$config" >"$dir/config.$me.$CNI_COMMAND"
 env >"$dir/env.$me.$CNI_COMMAND"
 link=$(printf '%.1s%.10s' "$me" "$CNI_CONTAINERID")
 case $CNI_COMMAND in
-VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}'; exit 0 ;;
+VERSION)
+    [ -e "$dir/fault.$me.VERSION" ] || { echo '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}'; exit 0; }
+    ;;
 ADD)
     echo "$CNI_NETNS" >"$dir/leases/$me-$CNI_CONTAINERID"
     ip link add name "$link" type bridge

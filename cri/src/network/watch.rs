@@ -73,9 +73,10 @@ pub async fn run(daemon: Arc<Daemon>) {
     }
 }
 
-/// Whether the network's plugins can say how they are.
+/// Whether the network's plugins are asked how they are: those that can say so always, any others while they are in trouble.
 fn asks(daemon: &Daemon) -> bool {
-    matches!(&daemon.networks.outlook().choice, Choice::Cni(list) if list.version >= Version::V1_1)
+    let outlook = daemon.networks.outlook();
+    matches!(&outlook.choice, Choice::Cni(list) if list.version >= Version::V1_1 || outlook.trouble.is_some())
 }
 
 #[allow(
@@ -86,13 +87,9 @@ fn instance() -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?)
 }
 
-/// Publishes what was seen, and then what its plugins say of it: VERSION once, STATUS every time.
-async fn examine(
-    daemon: &Daemon,
-    config: &Config,
-    outlook: Outlook,
-    examined: &mut Option<(Outlook, Option<String>)>,
-) {
+/// Publishes what was seen, and then what its plugins say of it: VERSION until they have answered it well, STATUS every time.
+/// `examined` is the outlook whose plugins have.
+async fn examine(daemon: &Daemon, config: &Config, outlook: Outlook, examined: &mut Option<Outlook>) {
     let Choice::Cni(list) = &outlook.choice else {
         *examined = None;
         return publish(daemon, &outlook);
@@ -107,16 +104,17 @@ async fn examine(
         limit: limit(&config.network),
         parent: &daemon.program,
     };
-    let versions = match examined.take() {
-        Some((before, versions)) if before == outlook => versions,
-        _ => {
-            // Pods need not wait for the plugins' answers.
+    let mut trouble = None;
+    if examined.as_ref() != Some(&outlook) {
+        // Pods need not wait for the plugins' answers; but a network that is in trouble stays so until they have answered.
+        let before = daemon.networks.outlook();
+        if before.choice != outlook.choice || before.trouble.is_none() {
             publish(daemon, &outlook);
-            network.versions().await.err().map(|error| error.to_string())
         }
-    };
-    *examined = Some((outlook.clone(), versions.clone()));
-    let mut trouble = versions;
+        trouble = network.versions().await.err().map(|error| error.to_string());
+    }
+    // What failed may have been in the middle of its own installation: it is asked again.
+    *examined = trouble.is_none().then(|| outlook.clone());
     if trouble.is_none() && list.version >= Version::V1_1 {
         trouble = network.status().await.err().map(|error| error.to_string());
     }

@@ -379,6 +379,21 @@ fn the_condition_follows_the_configuration() -> Outcome {
     Ok(())
 }
 
+/// As one does that is being installed at that moment. No event tells that it would do better now.
+#[test]
+fn a_plugin_that_could_not_tell_its_version_is_asked_again() -> Outcome {
+    let (node, stubs) = StubPlugins::node("1.0.0")?;
+    // The first has answered when the second is asked.
+    watch::content(&stubs.leases().with_file_name("calls"), Deadline::in_seconds(20), |calls| {
+        String::from_utf8_lossy(calls).contains("second VERSION").then_some(())
+    })?;
+    stubs.set("first", "VERSION", Some(Fault::Fail))?;
+    fs::rename(node.cni().join("10-stubs.conflist"), node.cni().join("20-stubs.conflist"))?;
+    until_network(&node, false, "plugin first (VERSION): the stub was told to")?;
+    stubs.set("first", "VERSION", None)?;
+    until_network(&node, true, "")
+}
+
 #[test]
 fn a_host_port_has_one_pod() -> Outcome {
     let (node, stubs) = StubPlugins::node("1.0.0")?;
