@@ -28,8 +28,13 @@ marked() {
         echo "process ${process//[!0-9]/}: $(tr '\0' ' ' <"$process" 2>/dev/null)"
     done
 }
-new=$(comm -13 <(sort -u <<<"$2") <(state))
-left=$(marked "$1"; grep '^own ' <<<"$new" | sed 's/^own /cgroup /')
+# What cleans up after a container of somebody else's, podman's for one, is nobody's child, and may take a moment more.
+for _ in {1..50}; do
+    new=$(comm -13 <(sort -u <<<"$2") <(state))
+    left=$(marked "$1"; grep '^own ' <<<"$new" | sed 's/^own /cgroup /')
+    [ -n "$left" ] || break
+    sleep 0.2
+done
 grep -v '^own ' <<<"$new" | sed '/^$/d; s/^/  new on this host since, of these tests or not: /'
 [ -n "$left" ] || exit 0
 sed 's/^/LEFT /' <<<"$left"
