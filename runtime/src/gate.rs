@@ -61,10 +61,10 @@ impl Gate {
         Ok(Self::Listening(socket))
     }
 
-    /// Waits, in init, until somebody opens the gate, or has asked it to end.
-    pub(crate) fn wait(&self) -> Result<Passage, Errno> {
+    /// Waits, in init, until somebody opens the gate, or has asked it to end, be it before this is called.
+    pub(crate) fn wait(&self, held: HeldSignals) -> Result<Passage, Errno> {
         // A filter that is in force already may not let them be had.
-        let signals = Signals::block().ok();
+        let signals = Signals::collect(held).ok();
         loop {
             if let Some(signal) = readable_or_signal(self.as_fd(), signals.as_ref()) {
                 return Ok(Passage::Signal(signal));
@@ -105,26 +105,42 @@ pub(crate) enum Passage {
     Signal(i32),
 }
 
-/// The signals that ask a program to end, held back and collected for as long as this lives.
-struct Signals {
-    fd: SignalFd,
-    before: SigSet,
+/// The signals that ask a program to end, held back for as long as this lives. The kernel drops those that come to PID 1 of a namespace
+/// at any other time.
+pub(crate) struct HeldSignals {
+    before: Option<SigSet>,
 }
 
-impl Signals {
-    fn block() -> nix::Result<Self> {
-        let ending = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect();
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let fd = SignalFd::with_flags(&ending, flags)?;
-        let before = ending.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        Ok(Self { fd, before })
+impl HeldSignals {
+    /// To be called before anybody is told of init, who could then signal it.
+    pub(crate) fn hold() -> Self {
+        Self { before: Self::ending().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok() }
+    }
+
+    fn ending() -> SigSet {
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect()
     }
 }
 
-impl Drop for Signals {
+impl Drop for HeldSignals {
     fn drop(&mut self) {
-        // The mask is one that this thread has had.
-        let _ = self.before.thread_set_mask();
+        if let Some(before) = &self.before {
+            // The mask is one that this thread has had.
+            let _ = before.thread_set_mask();
+        }
+    }
+}
+
+/// Those signals as they come.
+struct Signals {
+    fd: SignalFd,
+    _held: HeldSignals,
+}
+
+impl Signals {
+    fn collect(held: HeldSignals) -> nix::Result<Self> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self { fd: SignalFd::with_flags(&HeldSignals::ending(), flags)?, _held: held })
     }
 }
 

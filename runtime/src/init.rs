@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Cgroup;
 use crate::container::{CreateRequest, Stdio};
-use crate::gate::{self, Passage};
+use crate::gate::{self, HeldSignals, Passage};
 use crate::handshake::{End, FromChild};
 use crate::hooks::{self, Point};
 use crate::launch::{self, Affinity, Launch, Program};
@@ -38,6 +38,7 @@ pub(crate) fn run(
     let prepared = prepare(request, sources, cgroup, link)?;
     let _silent = relay::silence();
     let (program, console) = prepared;
+    let held = HeldSignals::hold();
     let early = request.seccomp.filter(|filter| launch::is_early(filter));
     if let Some(filter) = early {
         launch::load_early(filter, link)?;
@@ -52,7 +53,7 @@ pub(crate) fn run(
     if launch::forget_descriptors(request.preserve_fds, request.gate.as_fd()).is_err() {
         sys::exit_now(exit_code(&Failure::because(Step::Exec, "")));
     }
-    let starter = match request.gate.wait() {
+    let starter = match request.gate.wait(held) {
         Ok(Passage::Open(starter)) => starter,
         Ok(Passage::Signal(signal)) => sys::exit_now(128 + signal),
         // Who could have opened it is gone.
