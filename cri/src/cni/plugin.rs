@@ -11,7 +11,7 @@
 //! ([`runtime::plugin`]); all of that is killed when its deadline comes. A daemon that dies in the middle leaves its plugin running; the lock
 //! on its input tells the next daemon, which ends it before it does anything to the same pod: see [`Input`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -38,11 +38,11 @@ const MAX_SHOWN_BYTES: usize = 1024;
 /// How long output may stay open after the plugin's end: something that it started has inherited it.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How long what is killed may take to be gone.
-const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How long what is killed may take to be gone. Only what hangs in the kernel takes longer than milliseconds, or a very busy machine.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the plugin of a dead daemon may take to be gone once it is killed.
-const ORPHAN_DEADLINE: Duration = Duration::from_secs(5);
+const ORPHAN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where plugins look for iptables and the like beside the daemon's own PATH.
 const SBIN: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -371,8 +371,8 @@ fn end_all(tops: &[Pid]) -> io::Result<()> {
     }
     let deadline = Instant::now() + END_DEADLINE;
     let ended = loop {
-        let below = below(tops)?;
-        if below.is_empty() {
+        let (below, all) = below(tops, &processes()?);
+        if below.is_empty() && (all || Instant::now() >= deadline) {
             break Ok(());
         }
         if Instant::now() >= deadline {
@@ -392,9 +392,17 @@ fn end_all(tops: &[Pid]) -> io::Result<()> {
     ended
 }
 
-/// The living descendants of processes, by the parents in proc_pid_stat(5).
-fn below(tops: &[Pid]) -> io::Result<Vec<Pid>> {
-    let mut children: HashMap<Pid, Vec<(Pid, bool)>> = HashMap::new();
+/// A process as it was when it was looked at.
+struct Seen {
+    pid: Pid,
+    /// None: init, the kernel's first thread, or one of another PID namespace.
+    parent: Option<Pid>,
+    dead: bool,
+}
+
+/// All processes, by proc_pid_stat(5), one after the other.
+fn processes() -> io::Result<Vec<Seen>> {
+    let mut seen = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(name) = entry?.file_name().into_string() else { continue };
         let Some(pid) = name.parse().ok().and_then(Pid::from_raw) else { continue };
@@ -403,20 +411,33 @@ fn below(tops: &[Pid]) -> io::Result<Vec<Pid>> {
         let Some((_, fields)) = stat.rsplit_once(')') else { continue };
         let mut fields = fields.split_whitespace();
         let dead = matches!(fields.next(), Some("Z" | "X"));
-        if let Some(parent) = fields.next().and_then(|parent| parent.parse().ok()).and_then(Pid::from_raw) {
-            children.entry(parent).or_default().push((pid, dead));
+        let parent = fields.next().and_then(|parent| parent.parse().ok()).and_then(Pid::from_raw);
+        seen.push(Seen { pid, parent, dead });
+    }
+    Ok(seen)
+}
+
+/// The living descendants of processes, and whether these are all: a process whose parent was gone when its turn came has another by
+/// now, which may be one of them.
+fn below(tops: &[Pid], seen: &[Seen]) -> (Vec<Pid>, bool) {
+    let pids: HashSet<Pid> = seen.iter().map(|process| process.pid).collect();
+    let all = seen.iter().filter_map(|process| process.parent).all(|parent| pids.contains(&parent));
+    let mut children: HashMap<Pid, Vec<&Seen>> = HashMap::new();
+    for process in seen {
+        if let Some(parent) = process.parent {
+            children.entry(parent).or_default().push(process);
         }
     }
     let (mut found, mut looked_at) = (Vec::new(), tops.to_vec());
     while let Some(parent) = looked_at.pop() {
-        for (pid, dead) in children.remove(&parent).unwrap_or_default() {
-            looked_at.push(pid);
-            if !dead && !tops.contains(&pid) {
-                found.push(pid);
+        for process in children.remove(&parent).unwrap_or_default() {
+            looked_at.push(process.pid);
+            if !process.dead && !tops.contains(&process.pid) {
+                found.push(process.pid);
             }
         }
     }
-    Ok(found)
+    (found, all)
 }
 
 /// The head of output, for messages.
@@ -500,6 +521,17 @@ mod tests {
         let path = directory.join(name);
         fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn a_process_whose_parent_has_gone_makes_a_look_inconclusive() {
+        let pid = |number| Pid::from_raw(number).unwrap();
+        let seen = |number, parent| Seen { pid: pid(number), parent: Pid::from_raw(parent), dead: false };
+        let mut table =
+            vec![seen(1, 0), seen(2, 0), seen(3, 2), seen(10, 1), seen(11, 10), seen(12, 11), seen(13, 1)];
+        assert_eq!(below(&[pid(10)], &table), (vec![pid(11), pid(12)], true));
+        table.retain(|process| process.pid != pid(11));
+        assert_eq!(below(&[pid(10)], &table), (vec![], false), "12 is somebody's, and maybe 10's by now");
     }
 
     async fn run_script(text: &str, limit: Duration) -> Result<String, PluginError> {
