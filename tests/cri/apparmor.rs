@@ -102,7 +102,7 @@ fn the_default_profile_takes_away_what_capabilities_would_give() -> Outcome {
         ls /sys/kernel/security >/dev/null 2>&1 && cat /sys/kernel/security/lsm >/dev/null 2>&1 && echo read || echo no securityfs
         echo 0 >/proc/self/oom_score_adj && echo own processes
         echo x >/tmp/x && chmod 600 /tmp/x && ln /tmp/x /tmp/y && rm /tmp/x && echo files
-        sleep 100 & kill $! && echo signals; ping -c 1 -W 1 127.0.0.1 >/dev/null && echo network";
+        sleep 100 & kill $! && echo signals; ping -c 1 -W 20 127.0.0.1 >/dev/null && echo network";
     let admin = |security: &mut v1::LinuxContainerSecurityContext| {
         security.capabilities =
             Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".to_owned()], ..Default::default() });

@@ -153,7 +153,7 @@ fn a_network_of_its_own_has_loopback_and_nothing_else() -> Outcome {
     let node = Node::start()?;
     let pod = PodBuilder::new(&node, "net").own_network().run(&node)?;
     let script =
-        "ls /sys/class/net; cat /sys/class/net/lo/operstate; ping -c1 -W2 127.0.0.1 >/dev/null && echo pong";
+        "ls /sys/class/net; cat /sys/class/net/lo/operstate; ping -c1 -W20 127.0.0.1 >/dev/null && echo pong";
     let output = pod.sh(script).output()?;
     let mut lines = output.lines();
     assert_eq!(lines.next(), Some("lo"), "{output}");

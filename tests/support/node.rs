@@ -288,6 +288,9 @@ impl Node {
         let status = self.terminate()?;
         removed?;
         ensure!(status.success(), "podwrightd ended with {status}");
+        // A plugin that was being asked how it is was killed by the daemon at its end, and dies when its turn comes.
+        let plugins = self.path().join("plugins").to_string_lossy().into_owned();
+        process::wait_all_gone(&plugins, Deadline::in_seconds(20))?;
         let left = self.pod_processes()?;
         ensure!(left.is_empty(), "processes left behind: {left:#?}");
         Ok(())

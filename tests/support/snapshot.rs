@@ -1,7 +1,7 @@
 //! What is on the host: taken before and after, two snapshots show what a node left behind.
 //!
 //! Restricted to what bears the node's unique name or lies in its directory, because other tests run
-//! at the same time; only network links are the whole host's, or the whole namespace's that the node is in.
+//! at the same time; network links are all those of the node's network namespace, where it has one of its own.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -26,9 +26,9 @@ pub struct HostSnapshot {
     pub mounts: BTreeSet<String>,
     /// Its cgroups, in every hierarchy.
     pub cgroups: BTreeSet<String>,
-    /// Names in `/run/netns` and the network namespaces its processes are in.
+    /// The network namespaces its processes are in. The names in `/run/netns` are the host's, and nobody's here.
     pub network_namespaces: BTreeSet<String>,
-    /// Network links where the daemon is.
+    /// Network links where the daemon is; on the host only those with a name that the daemon gives.
     pub links: BTreeSet<String>,
     /// Its processes but the daemon, as `name: arguments`.
     pub processes: BTreeSet<String>,
@@ -50,7 +50,7 @@ impl HostSnapshot {
             .map(str::to_owned)
             .collect();
         let processes = node.pod_processes()?;
-        let mut network_namespaces = names(Path::new("/run/netns"));
+        let mut network_namespaces = BTreeSet::new();
         for process in &processes {
             if let Ok(target) = fs::read_link(format!("/proc/{}/ns/net", process.pid)) {
                 network_namespaces.insert(target.to_string_lossy().into_owned());
@@ -68,7 +68,7 @@ impl HostSnapshot {
                 .map(|path| path.to_string_lossy().into_owned())
                 .collect(),
             network_namespaces,
-            links: links(node.daemon_pid()?)?,
+            links: own_links(node)?,
             processes: processes
                 .into_iter()
                 .map(|process| format!("{}: {}", process.name, process.command))
@@ -154,12 +154,13 @@ fn walk(directory: &Path, visit: &mut impl FnMut(&Path)) {
     }
 }
 
-fn names(directory: &Path) -> BTreeSet<String> {
-    fs::read_dir(directory)
-        .map(|entries| {
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-        })
-        .unwrap_or_default()
+/// In a network namespace that others are in too, theirs come and go.
+fn own_links(node: &Node) -> Result<BTreeSet<String>> {
+    let mut links = links(node.daemon_pid()?)?;
+    if node.namespace().is_err() {
+        links.retain(|link| link.starts_with("pw") || link.starts_with("podwright"));
+    }
+    Ok(links)
 }
 
 fn list_files(directory: &Path, base: &Path, found: &mut BTreeSet<String>) -> Result<()> {
