@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use podwright_tests::{
     Client, Container, Criu, Deadline, HostSnapshot, Node, NodeOptions, Outcome, PodBuilder, deadline,
-    process, skip, temporary, v1, watch,
+    process, root, skip, temporary, v1, watch,
 };
 use serde_json::Value;
 use tonic::{Code, Status};
@@ -24,7 +24,7 @@ fn node_with_path(path: &str) -> Result<Node> {
 /// A program named criu that is none, and the PATH by which it is found.
 fn false_criu(node_independent: &tempfile::TempDir, script: &str) -> Result<String> {
     let path = node_independent.path().join("criu");
-    fs::write(&path, script)?;
+    root::apart(|| Ok(fs::write(&path, script)?))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(format!("{}:{}", node_independent.path().display(), std::env::var("PATH").unwrap_or_default()))
 }

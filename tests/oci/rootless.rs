@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 use podwright_tests::oci::{Bundle, Ran};
-use podwright_tests::{Deadline, Outcome, binaries, process, skip, snapshot, watch};
+use podwright_tests::{Deadline, Outcome, binaries, process, root, skip, snapshot, watch};
 use serde_json::{Value, json};
 
 /// The user `nobody`, of whom nothing on a machine should depend.
@@ -27,7 +27,8 @@ impl Rootless {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
         fs::create_dir(path.join("xdg"))?;
         // Where the build is, other users may not come.
-        fs::copy(binaries::find("wright")?, path.join("wright"))?;
+        let wright = binaries::find("wright")?;
+        root::apart(|| Ok(fs::copy(wright, path.join("wright"))?))?;
         fs::remove_file(path.join("config.json"))?;
         give_directories(path)?;
         let rootless = Self(bundle);

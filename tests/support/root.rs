@@ -86,7 +86,7 @@ pub fn populate(root: &Path) -> Result<()> {
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fs::set_permissions(root.join("root"), fs::Permissions::from_mode(0o700))?;
     let busybox = root.join("bin/busybox");
-    fs::copy(BUSYBOX, &busybox).context("copy busybox")?;
+    apart(|| fs::copy(BUSYBOX, &busybox).context("copy busybox"))?;
     for applet in applets()? {
         let link = root.join("bin").join(&applet);
         if applet != "busybox" && !link.exists() {
@@ -103,6 +103,17 @@ pub fn populate(root: &Path) -> Result<()> {
     fs::write(root.join("bin/not-a-program"), [0_u8, 1, 2, 3])?;
     fs::set_permissions(root.join("bin/not-a-program"), fs::Permissions::from_mode(0o755))?;
     Ok(())
+}
+
+/// Writes a program in a thread that shares its descriptors with no other. A file that is open for writing anywhere cannot be executed
+/// (execve(2), ETXTBSY), and whatever process another thread forks meanwhile has all of this one's open until it executes its own.
+pub fn apart<T: Send>(write: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let alone = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).context("unshare descriptors")?;
+        write()
+    };
+    let written = std::thread::scope(|scope| scope.spawn(alone).join());
+    written.unwrap_or_else(|_| bail!("the writing thread panicked"))
 }
 
 fn applets() -> Result<Vec<String>> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::process::{self, Process};
-use crate::{Node, NodeOptions, deadline, snapshot};
+use crate::{Node, NodeOptions, deadline, root, snapshot};
 
 /// What a plugin does wrong, always after it has done its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +181,6 @@ impl StubPlugins {
 fn install(node: &Node, name: &str, directory: &Path, version: &str) -> Result<()> {
     let path = node.path().join("plugins").join(name);
     let text = SCRIPT.replace("@DIR@", &directory.to_string_lossy()).replace("@VERSION@", version);
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    root::apart(|| fs::write(&path, text).with_context(|| format!("write {}", path.display())))?;
     Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
 }
