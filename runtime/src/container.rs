@@ -202,32 +202,25 @@ fn clone_init(
     })
 }
 
-/// Runs the hooks that are due once the program runs. Their failures are told, but the container runs.
-pub fn run_poststart_hooks(request_id: &str, bundle: &Path, plan: &Plan, pid: i32) -> Vec<Failure> {
-    run_late_hooks(Point::Poststart, request_id, bundle, plan, (pid, Status::Running))
+/// Runs the hooks that are due once the program runs.
+///
+/// # Errors
+/// The first that fails: the container is then to be stopped (the runtime-spec's lifecycle, step 9).
+pub fn run_poststart_hooks(id: &str, bundle: &Path, plan: &Plan, pid: i32) -> Result<(), Failure> {
+    if plan.hooks.poststart.is_empty() {
+        return Ok(());
+    }
+    let state = init::hook_state(id, bundle, plan, (pid, Status::Running))?;
+    hooks::run(Point::Poststart, &plan.hooks.poststart, &state, Some(bundle), None)
 }
 
 /// Runs the hooks that are due once the container is gone. Their failures are told, and nothing else can be done about them.
-pub fn run_poststop_hooks(request_id: &str, bundle: &Path, plan: &Plan) -> Vec<Failure> {
-    run_late_hooks(Point::Poststop, request_id, bundle, plan, (0, Status::Stopped))
-}
-
-fn run_late_hooks(
-    point: Point,
-    id: &str,
-    bundle: &Path,
-    plan: &Plan,
-    (pid, status): (i32, Status),
-) -> Vec<Failure> {
-    let hooks = match point {
-        Point::Poststart => &plan.hooks.poststart,
-        _ => &plan.hooks.poststop,
-    };
-    if hooks.is_empty() {
+pub fn run_poststop_hooks(id: &str, bundle: &Path, plan: &Plan) -> Vec<Failure> {
+    if plan.hooks.poststop.is_empty() {
         return Vec::new();
     }
-    match init::hook_state(id, bundle, plan, (pid, status)) {
-        Ok(state) => hooks::run_all(point, hooks, &state, Some(bundle), None),
+    match init::hook_state(id, bundle, plan, (0, Status::Stopped)) {
+        Ok(state) => hooks::run_all(Point::Poststop, &plan.hooks.poststop, &state, Some(bundle), None),
         Err(failure) => vec![failure],
     }
 }

@@ -210,3 +210,19 @@ fn cdi_directories_are_read_anew_and_an_unknown_device_is_refused() -> Outcome {
     }
     Ok(())
 }
+
+/// The runtime-spec's lifecycle, step 9.
+#[test]
+fn a_container_whose_poststart_hook_fails_is_stopped() -> Outcome {
+    let (node, place) = cdi_node()?;
+    let file = r#"{"cdiVersion": "1.0.0", "kind": "vendor.example/card",
+        "containerEdits": {"hooks": [{"hookName": "poststart", "path": "/bin/false"}]},
+        "devices": [{"name": "card0", "containerEdits": {"env": ["CARD=0"]}}]}"#;
+    fs::write(place.path().join("etc/vendor.json"), file)?;
+    let pod = PodBuilder::new(&node, "poststart").run(&node)?;
+    let container = pod.sh("sleep 1000; true").with(asks(&["vendor.example/card=card0"])).create()?;
+    let refused = container.start().map_err(|status| status.message().to_owned());
+    assert!(refused.as_ref().is_err_and(|text| text.contains("poststart hook #0")), "{refused:?}");
+    assert_eq!(container.wait()?.reason, "StartError");
+    Ok(())
+}

@@ -61,6 +61,25 @@ fn a_hook_that_fails_ends_the_creation() -> Outcome {
 }
 
 #[test]
+fn a_poststart_hook_that_fails_stops_the_container() -> Outcome {
+    let bundle = Bundle::new("sleep 1000; true")?;
+    let after = bundle.path().join("after");
+    bundle.edit(|spec| {
+        let late = json!({"path": "/bin/sh", "args": ["sh", "-c", format!(": > {}", after.display())]});
+        spec["hooks"] = json!({"poststart": [{"path": "/bin/false"}, late]});
+    })?;
+    bundle.create()?.ok()?;
+    let pid = bundle.pid()?;
+    let started = bundle.wright(&["start", &bundle.id])?;
+    assert!(started.code == 1 && started.stderr.contains("error running poststart hook #0:"), "{started:?}");
+    process::wait_gone(pid, Deadline::in_seconds(5))?;
+    assert_eq!(bundle.status()?, "stopped");
+    assert!(!after.exists(), "the hooks after it do not run");
+    bundle.wright(&["delete", &bundle.id])?.ok()?;
+    Ok(())
+}
+
+#[test]
 fn a_hook_past_its_timeout_is_killed() -> Outcome {
     let bundle = Bundle::new("true")?;
     let pid_file = bundle.path().join("hook.pid");

@@ -461,12 +461,15 @@ impl Server {
     fn gate_answered(&mut self, number: u32) {
         let Some(container) = self.containers.get_mut(&number) else { return };
         let Some(gate) = &container.gate else { return };
-        let outcome = gate.starter.outcome();
+        let mut outcome = gate.starter.outcome();
         container.gate = None;
-        // As in runc, who starts it waits for them; each has its own timeout.
+        // As in runc, who starts it waits for them, each has its own timeout, and a container whose hooks fail is stopped.
         if let (Ok(()), Some(plan)) = (&outcome, &container.plan) {
-            for failure in run_poststart_hooks(&container.id, &container.bundle, plan, container.pid) {
-                tracing::warn!(container = container.id, %failure, "a poststart hook");
+            outcome = run_poststart_hooks(&container.id, &container.bundle, plan, container.pid);
+            if outcome.is_err()
+                && let Err(failure) = container.cgroup.send_kill(Instant::now() + KILL_DEADLINE)
+            {
+                tracing::warn!(container = container.id, %failure, "kill it after a failed poststart hook");
             }
         }
         let input = Input::GateOutcome { container: container.id.clone(), outcome, at_ns: realtime_ns() };

@@ -28,7 +28,15 @@ fn run(globals: &Globals, parsed: &Parsed) -> Result<u8> {
         Status::Running => bail!("cannot start an already running container"),
         status => bail!("cannot start a container in the {status} state"),
     }
+    // Read first: once the gate is open it is too late to find that they cannot be.
+    let hooks = container.plan()?.hooks;
     gate::open_listening(&container.dir)?;
-    gate::after_start(&container.plan()?.hooks, &container.record)?;
+    if let Err(error) = gate::after_start(&hooks, &container.record) {
+        // The runtime-spec's lifecycle, step 9: a container whose poststart hooks fail is stopped.
+        if let Err(left) = container.kill() {
+            globals.log.warn(&format!("kill the container after a failed poststart hook: {left:#}"));
+        }
+        return Err(error);
+    }
     Ok(0)
 }
