@@ -90,12 +90,14 @@ impl Rtnetlink {
         self.ask(Message::link(index, IFF_UP, IFF_UP))
     }
 
-    /// Takes a device down.
-    pub(crate) fn down(&self, index: u32) -> Result<(), Errno> {
-        self.ask(Message::link(index, 0, IFF_UP))
+    /// Gives a device that is down another name, or one that the kernel makes of a template such as `eth%d`.
+    pub(crate) fn rename(&self, index: u32, name: &str) -> Result<(), Errno> {
+        let named = [name.as_bytes(), &[0]].concat();
+        self.ask(Message::link(index, 0, 0).with(IFLA_IFNAME, &named))
     }
 
-    /// Moves a device into another network namespace and renames it, in one step: neither name is taken on the way.
+    /// Moves a device into another network namespace and renames it, in one step: neither name is taken on the way. The kernel takes
+    /// it down for that, once it knows that it can be moved.
     pub(crate) fn move_to(&self, index: u32, name: &str, namespace: impl AsFd) -> Result<(), Errno> {
         use std::os::fd::AsRawFd;
         let fd = namespace.as_fd().as_raw_fd();

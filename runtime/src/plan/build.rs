@@ -106,12 +106,15 @@ fn net_devices(
         }
         let inside =
             device.get("name").and_then(Value::as_str).filter(|inside| !inside.is_empty()).unwrap_or(name);
-        for name in [name, inside] {
-            if !device_name(name) {
+        // A template, such as `eth%d`, is the kernel's to complete.
+        for (name, sound) in
+            [(name.as_str(), device_name(name)), (inside, device_name(&inside.replacen("%d", "0", 1)))]
+        {
+            if !sound {
                 return Err(PlanError::invalid(field, format!("invalid network device name {name:?}")));
             }
         }
-        if moved.iter().any(|(_, other)| other == inside) {
+        if !inside.contains('%') && moved.iter().any(|(_, other)| other == inside) {
             return Err(PlanError::invalid(field, format!("two devices would be called {inside:?}")));
         }
         moved.push((name.clone(), inside.to_owned()));
@@ -119,7 +122,7 @@ fn net_devices(
     Ok(moved)
 }
 
-/// Whether the kernel takes it for a device. A `%` would make it a template.
+/// Whether the kernel takes it for a device. A `%` is never a part of a name: it makes a template.
 fn device_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..")
         && name.len() <= MAX_DEVICE_NAME_BYTES
