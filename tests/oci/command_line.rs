@@ -73,6 +73,7 @@ fn a_wrong_field_is_named_and_nothing_is_left() -> Outcome {
         ("/linux/sysctl", json!({"kernel.core_pattern": "|/x"}), "is not in a separate kernel namespace"),
         ("/linux/cgroupsPath", json!("/a/../b"), "linux.cgroupsPath"),
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        ("/process/env", json!(["PATH=/bin", "NOVALUE"]), "missing '='"),
     ] {
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
         let mut before = Value::Null;

@@ -19,8 +19,16 @@ impl Process {
         for (index, entry) in env.iter().enumerate() {
             let field = || format!("process.env[{index}]");
             no_nul(field, entry)?;
-            if entry.is_empty() || entry.starts_with('=') {
-                return Err(PlanError::invalid(field(), format!("{entry:?} has no name")));
+            match entry.split_once('=') {
+                Some(("", _)) => {
+                    let problem = format!("invalid environment variable {entry:?}: name cannot be empty");
+                    return Err(PlanError::invalid(field(), problem));
+                }
+                Some(_) => {}
+                None => {
+                    let problem = format!("invalid environment variable {entry:?}: missing '='");
+                    return Err(PlanError::invalid(field(), problem));
+                }
             }
         }
         cwd(process)?;
@@ -96,8 +104,11 @@ fn cwd(process: &SpecProcess) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Without a terminal it means nothing, whatever it is.
 fn console_size(process: &SpecProcess) -> Result<Option<(u16, u16)>, PlanError> {
-    let Some(console) = process.console_size() else { return Ok(None) };
+    let Some(console) = process.console_size().filter(|_| process.terminal().unwrap_or(false)) else {
+        return Ok(None);
+    };
     let side = |field: &str, value: u64| {
         u16::try_from(value).map_err(|_| {
             PlanError::invalid(format!("process.consoleSize.{field}"), format!("{value} is too large"))

@@ -129,6 +129,23 @@ fn processes_are_checked() {
 }
 
 #[test]
+fn the_size_of_no_terminal_is_ignored() {
+    for terminal in [json!(false), json!(null)] {
+        let size = json!({"height": 1_000_000, "width": 80});
+        let plan = plan(json!({"process": {"terminal": terminal, "consoleSize": size}})).unwrap();
+        assert_eq!(plan.process.unwrap().console_size, None);
+    }
+}
+
+#[test]
+fn variables_have_a_name_and_a_value() {
+    refused(json!({"process": {"env": ["A=1", "B"]}}), "missing '='");
+    refused(json!({"process": {"env": ["A=1", ""]}}), "process.env[1]");
+    refused(json!({"process": {"env": ["=1"]}}), "name cannot be empty");
+    assert!(plan(json!({"process": {"env": ["A=", "B=C=D"]}})).is_ok());
+}
+
+#[test]
 fn a_process_comes_out_as_numbers() {
     let process = plan(json!({"process": {
         "terminal": true, "consoleSize": {"height": 24, "width": 80},
