@@ -130,6 +130,10 @@ impl Root {
         let _umask = Umask::cleared();
         let place = Place { root: self.dir(), plan, around };
         for (index, mount) in plan.mounts.iter().enumerate() {
+            if matches!(mount.source, MountSource::Remount { .. }) {
+                // Whether it is to be read-only is said anew.
+                self.late.borrow_mut().retain(|(_, path)| *path != mount.destination);
+            }
             if let Some(fd) = mounts::mount(&place, (index, mount), self.sources.of(index))? {
                 self.late.borrow_mut().push((fd, mount.destination.clone()));
             }

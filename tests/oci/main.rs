@@ -11,6 +11,7 @@ mod hooks;
 mod hostile;
 mod life;
 mod many;
+mod mounts;
 mod net_devices;
 mod podman;
 mod privilege;

@@ -115,7 +115,7 @@ pub(super) fn restored_mounts(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<Extern
                     external.push(pair(&destination, &source)?);
                 }
             }
-            MountSource::Filesystem { .. } => {}
+            MountSource::Filesystem { .. } | MountSource::Remount { .. } => {}
         }
     }
     external.push(pair(Path::new(NULL), Path::new(NULL))?);

@@ -1,9 +1,10 @@
 //! New filesystems: made detached with fsopen(2), fsconfig(2) and fsmount(2), so that nothing is visible before it is complete.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags};
 
 use crate::plan::options::superblock;
 
@@ -70,12 +71,7 @@ pub(crate) fn make(new: &New<'_>) -> Result<OwnedFd, Refused> {
     if let Some(mode) = new.mode {
         set(context, "mode", Some(&format!("{mode:o}")))?;
     }
-    for (_, name) in FLAGS.iter().filter(|(bit, _)| new.superblock_flags & bit != 0) {
-        set(context, name, None)?;
-    }
-    for (key, value) in new.options {
-        set(context, key, value.as_deref())?;
-    }
+    let _layers = configure(context, new.fstype, new.options, new.superblock_flags)?;
     if let Some(label) = new.label {
         set(context, "context", Some(label))?;
     }
@@ -85,6 +81,68 @@ pub(crate) fn make(new: &New<'_>) -> Result<OwnedFd, Refused> {
     let attributes = MountAttrFlags::from_bits_retain(u32::try_from(new.attributes).unwrap_or(u32::MAX));
     rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| Refused { errno, message: last_message(context) })
+}
+
+/// Changes options and flags of the filesystem whose mount's root `mount` is.
+pub(crate) fn reconfigure(
+    mount: BorrowedFd<'_>,
+    options: &[(String, Option<String>)],
+    superblock_flags: u64,
+) -> Result<(), Refused> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = rustix::mount::fspick(mount, c"", flags).map_err(|errno| match errno {
+        Errno::INVAL => Refused { errno, message: Some("remount: nothing is mounted there".to_owned()) },
+        other => other.into(),
+    })?;
+    let context = context.as_fd();
+    let _layers = configure(context, "", options, superblock_flags)?;
+    rustix::mount::fsconfig_reconfigure(context)
+        .map_err(|errno| Refused { errno, message: last_message(context) })
+}
+
+/// Gives a context its flags and options. What is returned must live until the filesystem is made.
+fn configure(
+    context: BorrowedFd<'_>,
+    fstype: &str,
+    options: &[(String, Option<String>)],
+    superblock_flags: u64,
+) -> Result<Vec<OwnedFd>, Refused> {
+    for (_, name) in FLAGS.iter().filter(|(bit, _)| superblock_flags & bit != 0) {
+        set(context, name, None)?;
+    }
+    let mut layers = Vec::new();
+    for (key, value) in options {
+        match value.as_deref() {
+            Some(value) if value.len() > VALUE_BYTES_MAX && fstype == "overlay" => {
+                let short = by_descriptor(value, &mut layers)
+                    .map_err(|(errno, path)| Refused { errno, message: Some(format!("{key} {path}")) })?;
+                set(context, key, Some(&short))?;
+            }
+            value => set(context, key, value)?,
+        }
+    }
+    Ok(layers)
+}
+
+/// An overlay's layers, separated by colons, by descriptors instead of paths that fsconfig(2) finds too long; mount(2) takes a page of them.
+/// The error names the path. One with a backslash may hold a colon, and stays.
+fn by_descriptor(value: &str, layers: &mut Vec<OwnedFd>) -> Result<String, (Errno, String)> {
+    if value.contains('\\') {
+        return Ok(value.to_owned());
+    }
+    let mut short = Vec::new();
+    for path in value.split(':') {
+        if path.is_empty() {
+            // `::` begins data-only layers.
+            short.push(String::new());
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let layer = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| (errno, path.to_owned()))?;
+        short.push(format!("/proc/self/fd/{}", layer.as_raw_fd()));
+        layers.push(layer);
+    }
+    Ok(short.join(":"))
 }
 
 fn set(context: BorrowedFd<'_>, key: &str, value: Option<&str>) -> Result<(), Refused> {

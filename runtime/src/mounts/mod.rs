@@ -21,7 +21,7 @@ pub(crate) mod resolve;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, OFlags, fstat, fstatfs};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
@@ -99,11 +99,38 @@ pub(crate) fn mount(
             bind(place, mount, clone.as_fd()).map(|()| None)
         }
         MountSource::Cgroup => cgroup::mount(place, mount).map(|()| None),
+        MountSource::Remount { options, superblock_flags } => {
+            remount(place, mount, options, *superblock_flags).map(|()| None)
+        }
         MountSource::Filesystem { fstype, .. } if matches!(fstype.as_str(), "proc" | "sysfs") => {
             kernel_view(place, mount).map(|()| None)
         }
         MountSource::Filesystem { .. } => new_filesystem(place, mount),
     }
+}
+
+/// Changes what an earlier mount, or the root's author, has mounted at the destination.
+fn remount(
+    place: &Place<'_>,
+    mount: &Mount,
+    options: &[(String, Option<String>)],
+    superblock_flags: u64,
+) -> Result<(), Failure> {
+    let nothing = || refused(mount, "remount: nothing is mounted there");
+    let there = handle(place.root, &mount.destination).map_err(failed(mount))?;
+    // Neither is a link of the image's the way to change its root, of which others decide.
+    if mount_id(there.as_fd()).map_err(failed(mount))? == mount_id(place.root).map_err(failed(mount))? {
+        return Err(nothing());
+    }
+    if !options.is_empty() || superblock_flags != 0 {
+        filesystem::reconfigure(there.as_fd(), options, superblock_flags).map_err(|it| tell(mount, it))?;
+    }
+    attributes::apply_to_clone(there.as_fd(), mount).map_err(|errno| match errno {
+        Errno::INVAL => nothing(),
+        _ => failed(mount)(errno).with_message("remount"),
+    })?;
+    propagate(there.as_fd(), &mount.propagation)
+        .map_err(|errno| failed(mount)(errno).with_message("propagation"))
 }
 
 /// Maps the owners of a clone that is of an earlier mount of this container, or whose container has no user namespace. In a user namespace
@@ -301,6 +328,11 @@ fn attach(mount: &Mount, fd: BorrowedFd<'_>, point: &Point) -> Result<(), Failur
         attributes::apply_recursive(fd, mount).map_err(failed(mount))?;
     }
     propagate(fd, &mount.propagation).map_err(|errno| failed(mount)(errno).with_message("propagation"))
+}
+
+/// The number of the mount that an open file is in.
+fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map(|statx| statx.stx_mnt_id)
 }
 
 fn is_directory(fd: BorrowedFd<'_>) -> bool {

@@ -205,6 +205,13 @@ pub enum MountSource {
     },
     /// The container's own view of its cgroups (`type: cgroup` or `cgroup2`).
     Cgroup,
+    /// `remount`: nothing new. What is mounted at the destination already gets the attributes of this entry.
+    Remount {
+        /// Options to change of its filesystem, as [`Filesystem`](Self::Filesystem) has them.
+        options: Vec<(String, Option<String>)>,
+        /// Superblock flags to set; read-only is for the mount alone.
+        superblock_flags: u64,
+    },
 }
 
 /// How a mount's owners are mapped.

@@ -78,9 +78,6 @@ fn one(
     let destination = below_root(destination, place.root);
     let source = source(&field, mount, &options, place.bundle)?;
     let idmap = idmap(&field, mount, &options, &source, place.namespaces)?;
-    if options.remount {
-        return Err(PlanError::invalid(field("options"), "remount: a container's mounts are new ones"));
-    }
     if options.tmpcopyup && !matches!(&source, MountSource::Filesystem { fstype, .. } if fstype == "tmpfs") {
         return Err(PlanError::invalid(field("options"), "tmpcopyup is for tmpfs only"));
     }
@@ -140,6 +137,11 @@ fn source(
     }
     let fstype = mount.typ().as_deref().unwrap_or_default();
     no_nul(|| field("type"), fstype)?;
+    if options.remount {
+        // Whoever else has the filesystem mounted, the host above all, is to go on writing to it.
+        let superblock_flags = options.superblock_flags & !options::superblock::RDONLY;
+        return Ok(MountSource::Remount { options: options.data.clone(), superblock_flags });
+    }
     // The type of a bind mount means nothing; "bind" as a type without the option is what docker's tools write.
     let bind = options.bind.or_else(|| (fstype == "bind").then_some(false));
     if let Some(recursive) = bind {
