@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::cgroup::{self, Cgroup, CgroupPath, Hierarchies, Limits};
+use crate::handshake::End;
 use crate::hooks::{self, Point};
 use crate::launch::Streams;
 use crate::mounts::{Maps, Sources};
@@ -107,6 +108,24 @@ pub struct Created {
     pub cgroup: Cgroup,
     /// Its resctrl groups, where it has any: to be removed with it.
     pub resctrl: Option<resctrl::Group>,
+    /// What holds its init, until its existence is on disk.
+    pub hold: Hold,
+}
+
+/// Holds the init of a container with a gate on disk ([`Gate::Listening`]): dropped before it was released, as by the death of this
+/// process, it ends init. An init whose gate is connected is held by that.
+#[derive(Debug)]
+#[must_use = "an init that is not released ends"]
+pub struct Hold(Option<End>, i32);
+
+impl Hold {
+    /// From now on init is whoever's who finds its container on disk.
+    ///
+    /// # Errors
+    /// [`Step::Handshake`] where init has died already.
+    pub fn release(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), |link| link.go(self.1))
+    }
 }
 
 /// Takes a container from nothing to its start gate.
@@ -129,12 +148,16 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, Failure> {
         resctrl.iter().for_each(resctrl::Group::remove);
         failure
     };
-    let made = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options);
+    let options = cgroup::CreateOptions { owner: plan.cgroup_owner(), ..request.cgroup_options.clone() };
+    let made = Cgroup::create(request.hierarchies, request.cgroup_path, &options);
     let mut cgroup = made.map_err(undo)?;
     let cloned =
         cgroup.apply(&limits).and_then(|()| clone_init(request, &route, &mut cgroup, resctrl.as_ref()));
     match cloned {
-        Ok(Spawned { pid, pidfd, fd: console, .. }) => Ok(Created { pid, pidfd, console, cgroup, resctrl }),
+        Ok(Spawned { pid, pidfd, fd: console, link }) => {
+            let hold = Hold(matches!(request.gate, Gate::Listening(_)).then_some(link), pid);
+            Ok(Created { pid, pidfd, console, cgroup, resctrl, hold })
+        }
         Err(failure) => {
             let failure = undo(failure);
             let parents = cgroup.made_ancestors().to_vec();

@@ -30,6 +30,8 @@
 //!                     <-- Attributes -----        only from an exec'd process: nothing else holds it until its score is written
 //!                     --- Go ------------>
 //!                     <-- Ready + console         init: waits at its gate from here on
+//! writes down that there is a container
+//!                     --- Go ------------>        only with a gate on disk: nobody else would end an init that nobody knows of
 //!                                                 an exec'd process executes; end of file = it did
 //!                     <-- Warning{text} --        at any time; logged, not answered
 //!                     <-- Failed{failure}         at any time instead, as its last word
@@ -156,6 +158,11 @@ impl End {
     /// As [`ask`](Self::ask), about these descriptors.
     pub(crate) fn ask_about(&self, question: &FromChild, fds: &[BorrowedFd<'_>]) -> Result<i32, Failure> {
         self.tell(question, fds)?;
+        self.wait()
+    }
+
+    /// The child waits until it may go on.
+    pub(crate) fn wait(&self) -> Result<i32, Failure> {
         let answer: Option<Packet<FromParent>> =
             wire::receive(self.0.as_fd(), &mut [0; MAX_ANSWER_BYTES]).map_err(broken)?;
         match answer {

@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cgroup::Cgroup;
 use crate::container::{CreateRequest, Stdio};
-use crate::gate::{self, HeldSignals, Passage};
+use crate::gate::{self, Gate, HeldSignals, Passage};
 use crate::handshake::{End, FromChild};
 use crate::hooks::{self, Point};
 use crate::launch::{self, Affinity, Launch, Program};
@@ -48,6 +48,10 @@ pub(crate) fn run(
         None => link.tell(&FromChild::Ready, &[])?,
     }
     drop(console);
+    // An engine that dies before it has written down that there is a container leaves nobody who would end this process.
+    if matches!(request.gate, Gate::Listening(_)) && link.wait().is_err() {
+        sys::exit_now(128 + libc::SIGKILL);
+    }
 
     // From here on nobody listens on the link: the gate is told instead.
     if launch::forget_descriptors(request.preserve_fds, request.gate.as_fd()).is_err() {

@@ -1,10 +1,12 @@
 //! A container's life through the verbs of the command line.
 
 use std::fs;
+use std::process::Stdio;
 
 use podwright_tests::oci::Bundle;
 use podwright_tests::{Deadline, Outcome, process, snapshot, watch};
-use serde_json::Value;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use serde_json::{Value, json};
 
 /// Blocks until the created container wrote this line.
 fn wait_for_output(bundle: &Bundle, line: &str) -> Outcome {
@@ -75,6 +77,55 @@ fn create_start_state_kill_delete() -> Outcome {
     let gone = bundle.wright(&["state", &bundle.id])?;
     assert!(gone.code != 0 && gone.stderr.contains("container does not exist"), "{gone:?}");
     bundle.wright(&["delete", "--force", &bundle.id])?.ok()?;
+    Ok(())
+}
+
+/// Whatever kills a creation before it is on disk, no process stays that nobody knows of.
+#[test]
+fn a_creation_that_is_killed_leaves_what_a_forced_delete_takes_away() -> Outcome {
+    let bundle = Bundle::new("sleep 1000; true")?;
+    let init = bundle.path().join("init");
+    let script = format!("sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' > {}; kill -9 $PPID", init.display());
+    bundle.edit(|spec| {
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]});
+        spec["hooks"] = json!({"createRuntime": [hook]});
+    })?;
+    assert_eq!(bundle.create()?.code, -1, "it is killed");
+    process::wait_gone(fs::read_to_string(&init)?.trim().parse()?, Deadline::in_seconds(5))?;
+    assert!(bundle.state_root().join(&bundle.id).exists() && !snapshot::cgroups(&bundle.id).is_empty());
+    bundle.wright(&["delete", "--force", &bundle.id])?.ok()?;
+    assert!(!bundle.state_root().join(&bundle.id).exists());
+    assert!(snapshot::cgroups(&bundle.id).is_empty());
+    Ok(())
+}
+
+/// The creation is killed when its container is ready, while it tells somebody of it who does not listen.
+#[test]
+fn a_created_container_ends_with_a_creation_that_was_not_finished() -> Outcome {
+    let bundle = Bundle::new("sleep 1000; true")?;
+    let path = bundle.path().join("pidfd.sock");
+    let kind = (AddressFamily::UNIX, SocketType::STREAM);
+    let listener = rustix::net::socket(kind.0, kind.1, None)?;
+    let address = SocketAddrUnix::new(&path)?;
+    rustix::net::bind(&listener, &address)?;
+    rustix::net::listen(&listener, 0)?;
+    // The one connection that it queues.
+    let first = rustix::net::socket(kind.0, kind.1, None)?;
+    rustix::net::connect(&first, &address)?;
+    let socket = path.to_string_lossy();
+    let mut command = bundle.command(&["create", "--pidfd-socket", &socket, &bundle.id])?;
+    let directory = bundle.state_root().join(&bundle.id);
+    fs::create_dir(bundle.state_root())?;
+    let mut creation = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    watch::file(&directory, Deadline::in_seconds(20))?;
+    watch::file(&directory.join("state.json"), Deadline::in_seconds(20))?;
+    let pid = bundle.pid()?;
+    assert!(creation.try_wait()?.is_none(), "nobody takes its connection");
+    creation.kill()?;
+    creation.wait()?;
+    process::wait_gone(pid, Deadline::in_seconds(5))?;
+    assert_eq!(bundle.status()?, "stopped");
+    bundle.wright(&["delete", &bundle.id])?.ok()?;
     Ok(())
 }
 

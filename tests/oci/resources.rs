@@ -210,3 +210,32 @@ fn another_containers_cgroup_is_not_taken_over() -> Outcome {
     assert_eq!(bundle.status()?, "running");
     Ok(())
 }
+
+/// The runtime-spec's `config-linux.md#cgroup-ownership`: what is delegated is the container's user's, and its limits are not.
+#[test]
+fn a_writable_cgroup_belongs_to_the_containers_user() -> Outcome {
+    if !snapshot::unified() {
+        let reason = "cgroup v1 hierarchies are not delegated; the virtual machine tests it";
+        skip::skip("oci::resources::a_writable_cgroup_belongs_to_the_containers_user", reason);
+        return Ok(());
+    }
+    let script = "cd /sys/fs/cgroup; stat -c '%n %u' . cgroup.procs cgroup.subtree_control pids.max; mkdir own && echo made; \
+                  echo $$ > own/cgroup.procs && echo moved; (echo 5 > pids.max) 2>/dev/null || echo limited";
+    for (options, owner) in [(json!(["nosuid", "rw"]), "1000"), (json!(["nosuid", "ro"]), "0")] {
+        let bundle = Bundle::new(script)?;
+        bundle.edit(|spec| {
+            spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            spec["linux"]["resources"]["pids"] = json!({"limit": 50});
+            for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+                if mount["destination"] == "/sys/fs/cgroup" {
+                    mount["options"] = options.clone();
+                }
+            }
+        })?;
+        let text = bundle.wright(&["run", &bundle.id])?.stdout;
+        let first = format!(". {owner}\ncgroup.procs {owner}\ncgroup.subtree_control {owner}\npids.max 0\n");
+        assert!(text.starts_with(&first) && text.ends_with("limited\n"), "{text}");
+        assert_eq!(text.contains("made\nmoved\n"), owner == "1000", "{text}");
+    }
+    Ok(())
+}

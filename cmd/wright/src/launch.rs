@@ -134,7 +134,8 @@ pub(crate) fn launch(globals: &Globals, parsed: &Parsed, kind: GateKind, detache
     drop(request);
     let made = Made { pid: created.pid, cgroup: created.cgroup.record(), resctrl: created.resctrl.clone() };
     let record = record(globals, id, bundle, &plan, made)?;
-    let finished = finish(parsed, &dir, &record, &created.pidfd, created.console, console);
+    let finished = finish(parsed, &dir, &record, &created.pidfd, created.console, console)
+        .and_then(|console| Ok(created.hold.release().map(|()| console)?));
     undo.disarm();
     match finished {
         Ok(console) => Ok(Launched { dir, record, plan, pidfd: created.pidfd, console, gate }),

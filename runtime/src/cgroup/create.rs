@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode as FileMode;
+use rustix::fs::{AtFlags, Mode as FileMode, Uid};
 use rustix::io::Errno;
 
 use crate::{Failure, Step};
@@ -20,6 +20,8 @@ pub struct CreateOptions {
     /// systemd only: `(name, value in GVariant's text form)` of further unit properties, from annotations
     /// `org.systemd.property.NAME`.
     pub unit_properties: Vec<(String, String)>,
+    /// v2 only: the user, as the host counts, who may manage cgroups of his own below it. Set by [`crate::container::create`].
+    pub owner: Option<u32>,
 }
 
 /// About a cgroup that is already there.
@@ -143,6 +145,9 @@ fn make_all(
         Some(Err(failure)) if tolerated(&failure) => None,
         Some(Err(failure)) => return Err(failure),
     };
+    if let (true, Some(dir), Some(owner)) = (unified, &v2, options.owner) {
+        delegate(dir, owner, options.rootless)?;
+    }
     let cgroup =
         Cgroup { v1, v2, made_ancestors: undo.ancestors.clone(), rootless: options.rootless, scope: None };
     if undo.found_existing && options.existing == Existing::Empty {
@@ -194,6 +199,34 @@ pub(super) fn make_v2(
         dir.set("cgroup.type", "threaded")?;
     }
     Ok(dir)
+}
+
+/// Where the kernel tells which files of a cgroup go with it to who it is delegated to. See cgroups(7), "Cgroups delegation".
+const DELEGATE: &str = "/sys/kernel/cgroup/delegate";
+/// Those of a kernel that does not tell (before 4.15).
+const DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"];
+
+/// Gives a v2 directory to a user, with those of its files that let him put processes in and make cgroups below, and none that would let
+/// him lift its limits (the runtime-spec's `config-linux.md#cgroup-ownership`).
+pub(super) fn delegate(dir: &Dir, owner: u32, rootless: bool) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(DELEGATE).ok();
+    let files = text.as_ref().map_or_else(|| DELEGATED.to_vec(), |text| text.split_whitespace().collect());
+    let owner = Some(Uid::from_raw(owner));
+    let own = rustix::fs::chownat(&dir.fd, c"", owner, None, AtFlags::EMPTY_PATH);
+    let rest = files.into_iter().filter(|file| !file.contains('/')).map(|file| {
+        match rustix::fs::chownat(&dir.fd, file, owner, None, AtFlags::SYMLINK_NOFOLLOW) {
+            // Which of them there are depends on the controllers.
+            Err(Errno::NOENT) => Ok(()),
+            given => given,
+        }
+    });
+    match std::iter::once(own).chain(rest).collect() {
+        // A plain user gives nothing away; what he has been given is as good.
+        Err(Errno::PERM) if rootless => Ok(()),
+        given => given.map_err(|errno| {
+            Failure::at(Step::Cgroup, errno, &dir.path).with_message("give it to the container's user")
+        }),
+    }
 }
 
 /// Enables one controller in every parent of a v2 directory, as far as the hierarchy goes up.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Failure, Step};
 
-use super::create::{Made, enter, make_v1, make_v2, refuse_used};
+use super::create::{Made, delegate, enter, make_v1, make_v2, refuse_used};
 use super::dbus::{BusError, Call, Connection, Value};
 use super::devices::{self, Allowed, Kind, Rule};
 use super::variant;
@@ -43,6 +43,7 @@ struct Pending {
     path: CgroupPath,
     properties: Vec<(String, Value)>,
     limits: Option<Limits>,
+    owner: Option<u32>,
 }
 
 impl Scope {
@@ -117,6 +118,7 @@ impl Cgroup {
             path: path.clone(),
             properties,
             limits: None,
+            owner: options.owner,
         };
         let scope = Scope { unit: unit.to_owned(), pending: Some(Box::new(pending)) };
         let mut cgroup = Self {
@@ -170,6 +172,9 @@ impl Cgroup {
         if let Some(hierarchy) = &pending.hierarchies.v2 {
             let unified = pending.hierarchies.v1.is_empty();
             let dir = make_v2(hierarchy, &pending.path, unified, made)?;
+            if let Some(owner) = pending.owner.filter(|_| unified) {
+                delegate(&dir, owner, self.rootless)?;
+            }
             // systemd has moved the process into its own hierarchy, and on unified hosts that is this one.
             if let Some(pid) = pid.filter(|_| !unified) {
                 enter(&dir, pid)?;

@@ -101,7 +101,9 @@ pub fn restore(request: &RestoreRequest<'_>) -> Result<Restored, Failure> {
             .map_err(|error| Failure::because(Step::Config, format!("linux.resources: {error}")))?,
         None => Limits::default(),
     };
-    let mut cgroup = Cgroup::create(request.hierarchies, request.cgroup_path, &request.cgroup_options)?;
+    let options =
+        cgroup::CreateOptions { owner: request.plan.cgroup_owner(), ..request.cgroup_options.clone() };
+    let mut cgroup = Cgroup::create(request.hierarchies, request.cgroup_path, &options)?;
     let root = Root::make(request.directory);
     let restored = root.and_then(|root| {
         cgroup.apply(&limits)?;

@@ -7,9 +7,10 @@ use oci_spec::runtime::{Linux, Spec};
 use serde_json::{Map, Value};
 
 use super::error::{PlanError, no_nul};
+use super::options::attr;
 use super::{
-    NamespaceKind, Namespaces, Plan, Process, attributes, devices, lifecycle, mounts, namespaces, process,
-    sysctls,
+    Mount, MountSource, NamespaceKind, Namespaces, Plan, Process, attributes, devices, lifecycle, mounts,
+    namespaces, process, sysctls,
 };
 
 /// The longest hostname and domainname. See sethostname(2).
@@ -68,6 +69,29 @@ impl Plan {
             oci_version: spec.version().clone(),
             namespaces,
             warnings,
+        })
+    }
+}
+
+impl Plan {
+    /// To whom, as the host counts, the container's cgroup is to belong: its process's user, if it has a cgroup namespace of its own and its
+    /// cgroups are mounted writable (the runtime-spec's `config-linux.md#cgroup-ownership`). None: it stays the engine's.
+    pub(crate) fn cgroup_owner(&self) -> Option<u32> {
+        let writable = |mount: &Mount| {
+            matches!(mount.source, MountSource::Cgroup)
+                && mount.destination == Path::new("/sys/fs/cgroup")
+                && mount.attr_set & attr::RDONLY == 0
+        };
+        if !self.namespaces.is_new(NamespaceKind::Cgroup) || !self.mounts.iter().any(writable) {
+            return None;
+        }
+        let uid = self.process.as_ref().map_or(0, |process| process.uid);
+        if !self.namespaces.contains(NamespaceKind::User) {
+            return Some(uid);
+        }
+        self.namespaces.uid_maps.iter().find_map(|map| {
+            let place = uid.checked_sub(map.container_id).filter(|place| *place < map.length)?;
+            Some(map.host_id + place)
         })
     }
 }

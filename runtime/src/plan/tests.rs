@@ -129,6 +129,25 @@ fn processes_are_checked() {
 }
 
 #[test]
+fn a_cgroup_that_is_mounted_writable_belongs_to_the_process() {
+    let owner = |options: Value, namespaces: Value, maps: Value| {
+        let mount = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options});
+        let linux = json!({"namespaces": namespaces, "uidMappings": maps, "gidMappings": maps});
+        let user = json!({"uid": 7, "gid": 7});
+        let patch = json!({"mounts": [mount], "linux": linux, "process": {"user": user}});
+        plan(patch).unwrap().cgroup_owner()
+    };
+    let (cgroup, mapped) = (json!([{"type": "cgroup"}]), json!([{"type": "cgroup"}, {"type": "user"}]));
+    let maps = json!([{"containerID": 5, "hostID": 1000, "size": 3}]);
+    assert_eq!(owner(json!(["nosuid"]), cgroup.clone(), json!([])), Some(7));
+    assert_eq!(owner(json!(["ro"]), cgroup, json!([])), None);
+    assert_eq!(owner(json!([]), json!([{"type": "mount"}]), json!([])), None);
+    assert_eq!(owner(json!(["rw"]), mapped.clone(), maps), Some(1002));
+    let others = json!([{"containerID": 0, "hostID": 1000, "size": 7}]);
+    assert_eq!(owner(json!(["rw"]), mapped, others), None, "nobody on the host");
+}
+
+#[test]
 fn the_size_of_no_terminal_is_ignored() {
     for terminal in [json!(false), json!(null)] {
         let size = json!({"height": 1_000_000, "width": 80});
