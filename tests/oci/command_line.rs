@@ -73,6 +73,11 @@ fn a_wrong_field_is_named_and_nothing_is_left() -> Outcome {
         ("/linux/sysctl", json!({"kernel.core_pattern": "|/x"}), "is not in a separate kernel namespace"),
         ("/linux/cgroupsPath", json!("/a/../b"), "linux.cgroupsPath"),
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}),
+            "errnoRet 1 makes no sense for SCMP_ACT_ALLOW",
+        ),
         ("/process/env", json!(["PATH=/bin", "NOVALUE"]), "missing '='"),
     ] {
         let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
@@ -120,7 +125,7 @@ fn features_are_what_the_specification_lists() -> Outcome {
         "/linux/memoryPolicy/modes",
         "/linux/mountExtensions/idmap/enabled",
         "/linux/netDevices",
-        "/annotations",
+        "/annotations/io.github.seccomp.libseccomp.version",
         "/potentiallyUnsafeConfigAnnotations",
     ] {
         assert!(features.pointer(pointer).is_some(), "{pointer}");

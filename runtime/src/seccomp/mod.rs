@@ -71,9 +71,23 @@ pub enum SeccompError {
     /// An errno that the kernel would cut off.
     #[error("linux.seccomp: errnoRet {0} is above 4095")]
     Errno(u32),
+    /// An errno for an action that returns none.
+    #[error("linux.seccomp: errnoRet {errno} makes no sense for {action}, which returns no errno")]
+    ErrnoForNothing {
+        /// The errno.
+        errno: u32,
+        /// The action, as the profile names it.
+        action: String,
+    },
     /// An architecture that libseccomp has none for, or refuses beside the others.
-    #[error("linux.seccomp.architectures: {0:?}")]
-    Architecture(Arch, #[source] LibraryError),
+    #[error("linux.seccomp.architectures: {name} is not supported by libseccomp {}", library_version())]
+    Architecture {
+        /// As the profile names it.
+        name: String,
+        /// Why.
+        #[source]
+        source: LibraryError,
+    },
     /// A rule that libseccomp refuses.
     #[error("linux.seccomp.syscalls: {0}")]
     Rule(String, #[source] LibraryError),
@@ -201,7 +215,9 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
     let mut architectures = vec![ScmpArch::native()];
     for given in profile.architectures().iter().flatten() {
         let arch = architecture(*given);
-        filter.add_arch(arch).map_err(|error| SeccompError::Architecture(*given, error))?;
+        filter
+            .add_arch(arch)
+            .map_err(|source| SeccompError::Architecture { name: as_written(given), source })?;
         if arch != ScmpArch::Native && !architectures.contains(&arch) {
             architectures.push(arch);
         }
@@ -332,8 +348,22 @@ fn condition(name: &str, argument: &LinuxSeccompArg) -> Result<ScmpArgCompare, S
     Ok(ScmpArgCompare::new(number, operator, datum))
 }
 
-/// EPERM where the profile names no errno.
+/// The version of the libseccomp that compiles profiles, as `2.5.4`.
+pub fn library_version() -> String {
+    libseccomp::ScmpVersion::current().map_or_else(|_| "unknown".to_owned(), |version| version.to_string())
+}
+
+/// A word of a profile's as it is written there.
+fn as_written(word: &impl Serialize) -> String {
+    serde_json::to_value(word).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// EPERM where the profile names no errno. The runtime-spec wants an errno refused where the action has no use for it.
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
+    let takes_errno = matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
+    if let Some(errno) = errno.filter(|_| !takes_errno) {
+        return Err(SeccompError::ErrnoForNothing { errno, action: as_written(&action) });
+    }
     let errno = errno.unwrap_or(libc::EPERM.unsigned_abs());
     let checked =
         || u16::try_from(errno).ok().filter(|errno| *errno < 4096).ok_or(SeccompError::Errno(errno));

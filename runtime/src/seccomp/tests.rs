@@ -245,3 +245,28 @@ fn the_byte_form_is_checked() {
         assert!(Program::from_bytes(broken).is_err());
     }
 }
+
+#[test]
+fn an_errno_is_for_actions_that_return_one() {
+    let refused = |profile: Result<Program, SeccompError>| profile.unwrap_err().to_string();
+    let by_default = profile(json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 3}));
+    assert!(refused(by_default).contains("errnoRet 3 makes no sense for SCMP_ACT_ALLOW"));
+    let rule = |action: &str| {
+        profile(json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["getcwd"], "action": action, "errnoRet": 38}]}))
+    };
+    assert!(refused(rule("SCMP_ACT_LOG")).contains("SCMP_ACT_LOG"));
+    for action in ["SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"] {
+        rule(action).unwrap();
+    }
+}
+
+#[test]
+fn an_architecture_that_libseccomp_lacks_is_named() {
+    let foreign = profile(json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_SHEB"]}));
+    // Whether it is known is the library's age.
+    if let Err(error) = foreign {
+        let text = error.to_string();
+        assert!(text.contains("SCMP_ARCH_SHEB is not supported by libseccomp 2."), "{text}");
+    }
+}

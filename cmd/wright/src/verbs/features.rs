@@ -1,7 +1,7 @@
 //! `wright features`: what this runtime can, for the programs that choose one. See the runtime-spec's `features.md`.
 
 use anyhow::Result;
-use runtime::{capabilities, plan, spec};
+use runtime::{capabilities, plan, seccomp, spec};
 use serde_json::json;
 
 use crate::cli::{Command, Count, Parsed};
@@ -70,6 +70,7 @@ fn run(_: &Globals, _: &Parsed) -> Result<u8> {
         },
         "annotations": {
             "io.github.podwright.version": env!("CARGO_PKG_VERSION"),
+            "io.github.seccomp.libseccomp.version": seccomp::library_version(),
             "org.opencontainers.runc.checkpoint.enabled": "true"
         },
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "org.criu.config"]
