@@ -347,7 +347,7 @@ fn what_is_not_its_own_is_found_again() -> Outcome {
     let namespace = format!("/proc/{}/ns/net", host.pid()?);
     let counting = Counting::new(COUNT, criu)?;
     let bundle = &counting.bundle;
-    for directory in ["outer", "inner", "linked", "rootfs/real"] {
+    for directory in ["outer", "inner", "linked", "nested", "rootfs/real"] {
         fs::create_dir(bundle.path().join(directory))?;
     }
     fs::write(bundle.path().join("outer/file"), "outer")?;
@@ -362,6 +362,7 @@ fn what_is_not_its_own_is_found_again() -> Outcome {
         if let Some(mounts) = spec["mounts"].as_array_mut() {
             mounts.push(bind("outer", "/outer", &["ro", "nosuid", "noexec"]));
             mounts.push(bind("linked", "/link/inside", &["rw"]));
+            mounts.push(bind("nested", "/link/inside/deep/nested", &["rw"]));
             mounts.push(bind("single", "/etc/single", &["ro", "nodev"]));
             mounts.push(json!({"type": "tmpfs", "source": "tmpfs", "destination": "/scratch", "options": ["size=64k"]}));
             mounts.push(bind("inner", "/scratch/inner", &["ro"]));
@@ -379,8 +380,9 @@ fn what_is_not_its_own_is_found_again() -> Outcome {
         .ok()?;
     let mounts = counting.mounts()?;
     counting.checkpoint(&[])?.ok()?;
-    // A mount point that creating the container had made, and that is gone since.
+    // Mount points that creating the container had made, in its root and in a bind's source, and that are gone since.
     fs::remove_dir(bundle.path().join("rootfs/outer"))?;
+    fs::remove_dir_all(bundle.path().join("linked/deep"))?;
     fs::write(bundle.path().join("outer/file"), "changed")?;
     counting.restore(&[])?;
     counting.beyond(first)?;

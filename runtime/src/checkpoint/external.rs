@@ -33,8 +33,15 @@ pub(super) fn dumped_mounts(plan: &Plan, pid: i32, cgroup: &Cgroup) -> Result<Ve
     let path = format!("/proc/{pid}/root");
     let root = open_directory(Path::new(&path)).map_err(|errno| failed(errno, Path::new(&path)))?;
     let table = mountinfo(Path::new(&format!("/proc/{pid}/mountinfo")))?;
-    let places: Vec<Option<PathBuf>> =
-        plan.mounts.iter().map(|mount| place(root.as_fd(), &mount.destination)).collect::<Result<_, _>>()?;
+    let places: Vec<Option<PathBuf>> = plan
+        .mounts
+        .iter()
+        .map(|mount| match mount.source {
+            // It is an earlier mount's place.
+            MountSource::Remount { .. } => Ok(None),
+            _ => place(root.as_fd(), &mount.destination),
+        })
+        .collect::<Result<_, _>>()?;
     let mut external = Vec::new();
     for (index, mount) in plan.mounts.iter().enumerate() {
         match (&mount.source, &places[index]) {
@@ -130,9 +137,9 @@ pub(super) fn restored_mounts(plan: &Plan, cgroup: &Cgroup) -> Result<Vec<Extern
 pub(super) fn make_mount_points(plan: &Plan) -> Result<(), Failure> {
     for (index, mount) in plan.mounts.iter().enumerate() {
         let (tree, inside) = match holder(&plan.mounts[..index], &mount.destination) {
-            None => (plan.rootfs.path.as_path(), mount.destination.as_path()),
+            None => (plan.rootfs.path.as_path(), mount.destination.clone()),
             Some(outer) => match (&outer.source, mount.destination.strip_prefix(&outer.destination)) {
-                (MountSource::Bind { path, .. }, Ok(inside)) => (path.as_path(), inside),
+                (MountSource::Bind { path, .. }, Ok(inside)) => (path.as_path(), Path::new("/").join(inside)),
                 _ => continue,
             },
         };
@@ -141,7 +148,7 @@ pub(super) fn make_mount_points(plan: &Plan) -> Result<(), Failure> {
             _ => resolve::Kind::Directory,
         };
         let root = open_directory(tree).map_err(|errno| failed(errno, tree))?;
-        match resolve::point(root.as_fd(), inside, kind, Links::Follow) {
+        match resolve::point(root.as_fd(), &inside, kind, Links::Follow) {
             // A read-only source has what it needs, or criu will say what it lacks.
             Ok(_) | Err(Errno::ROFS) => {}
             Err(errno) => return Err(failed(errno, &mount.destination).with_message("mount point")),
@@ -150,11 +157,12 @@ pub(super) fn make_mount_points(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The last of the mounts so far that `destination` is in.
+/// The last of the mounts so far that `destination` is in. A remount is none, and needs no mount point.
 fn holder<'a>(mounts: &'a [Mount], destination: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
         .rev()
+        .filter(|mount| !matches!(mount.source, MountSource::Remount { .. }))
         .find(|mount| destination != mount.destination && destination.starts_with(&mount.destination))
 }
 
