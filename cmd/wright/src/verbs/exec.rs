@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail};
-use runtime::capabilities;
 use runtime::cgroup::{Cgroup, Controller};
 use runtime::container::Stdio;
 use runtime::exec::{ExecRequest, exec};
@@ -211,10 +210,8 @@ fn from_flags(parsed: &Parsed, mut process: Value) -> Result<Value> {
     for entry in parsed.list("env") {
         append(&mut process["env"], json!(entry));
     }
+    // One that is unknown is left out with a warning, as a spec's.
     for name in parsed.list("cap") {
-        if capabilities::number(name).is_none() {
-            bail!("unknown capability {name:?}");
-        }
         for set in ["bounding", "effective", "permitted"] {
             append(&mut process["capabilities"][set], json!(name));
         }
