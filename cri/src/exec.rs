@@ -8,6 +8,9 @@
 //! The pipes go straight from the process to the daemon. A child that outlives the process and holds its pipes must not
 //! hold up the answer, so what is read after the exit is bounded in time; a process that writes more than the cap is
 //! read on and the rest dropped, so that it does not block.
+//!
+//! A connection to the monitor that breaks meanwhile costs nothing: the next one tells of the process. When the daemon dies the process
+//! goes on, as with containerd; one that has a limit is then killed by the monitor, a little later than it would have been.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +30,8 @@ use crate::container::{client_error, find, running_monitor};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
 use crate::ids;
-use crate::monitor_client::MonitorClient;
+use crate::monitor_client::ClientError;
+use crate::pod::PodHandle;
 use crate::seccomp::memfd;
 use crate::translate::DEFAULT_TERM;
 use crate::v1::{ExecSyncRequest, ExecSyncResponse};
@@ -46,6 +50,12 @@ const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How long a killed process may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much later than the daemon the monitor ends a command that has a limit.
+const LIMIT_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a connection to the monitor is waited for to kill a command over it.
+const REACH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// One read, in bytes: a full pipe.
 const READ_BYTES: usize = 64 * 1024;
@@ -78,13 +88,16 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
         exec: exec.clone(),
         stdio: [false, true, true],
         own_cgroup: limit.is_some(),
+        limit_ms: limit
+            .map(|limit| u64::try_from(limit.saturating_add(LIMIT_GRACE).as_millis()).unwrap_or(u64::MAX)),
     });
-    let guard = KillOnDrop { monitor: Some(monitor.clone()), exec: exec.clone() };
+    let target = Target { pod: found.pod.clone(), container: record.id.clone(), exec };
+    let guard = KillOnDrop::new(target.clone());
     match monitor.request(op, vec![process, stdout_end, stderr_end]).await {
         Ok(Reply::Started { .. }) => {}
         Ok(other) => return Err(failed(format!("the monitor answered {other:?}").into())),
         Err(error) => {
-            guard.disarm();
+            guard.failed(&error);
             return Err(client_error(&found, error));
         }
     }
@@ -95,7 +108,7 @@ pub async fn sync(daemon: &Daemon, request: ExecSyncRequest) -> Result<ExecSyncR
         tokio::join!(read_capped(stdout, exited_seen.clone()), read_capped(stderr, exited_seen.clone()))
     };
     let waiting = async {
-        let code = wait_for_exit(&monitor, &exec, exit, limit).await;
+        let code = wait_for_exit(&target, exit, limit).await;
         exited.send_replace(true);
         code
     };
@@ -124,6 +137,9 @@ fn fit(mut stdout: Vec<u8>, mut stderr: Vec<u8>, max_message_bytes: usize) -> (V
     (stdout, stderr)
 }
 
+/// The exit code of what SIGKILL has ended.
+const KILLED: i32 = 137;
+
 /// How a command ended.
 enum Ended {
     Exited(i32),
@@ -133,48 +149,96 @@ enum Ended {
 
 /// Waits for the exit; past the limit, kills the whole subtree and waits for that.
 async fn wait_for_exit(
-    monitor: &MonitorClient,
-    exec: &str,
+    target: &Target,
     mut exit: tokio::sync::oneshot::Receiver<i32>,
     limit: Option<Duration>,
 ) -> Ended {
     let ended = |result: Result<i32, _>| result.map_or(Ended::MonitorGone, Ended::Exited);
     let Some(limit) = limit else { return ended(exit.await) };
-    if let Ok(result) = tokio::time::timeout(limit, &mut exit).await {
-        return ended(result);
+    let since = Instant::now();
+    match tokio::time::timeout(limit, &mut exit).await {
+        // A daemon that did not get to look at its clock for long: the monitor has killed it.
+        Ok(Ok(KILLED)) if since.elapsed() >= limit => return Ended::TimedOut(limit),
+        Ok(result) => return ended(result),
+        Err(_) => {}
     }
-    kill(monitor, exec).await;
+    target.kill().await;
     // It is reported as timed out in any case; its exit is waited for so that it is gone when that is read.
     if tokio::time::timeout(KILL_DEADLINE, exit).await.is_err() {
-        tracing::warn!(exec, "a killed command does not end");
+        tracing::warn!(exec = target.exec, "a killed command does not end");
     }
     Ended::TimedOut(limit)
 }
 
-async fn kill(monitor: &MonitorClient, exec: &str) {
-    let op = Op::KillExec { exec: exec.to_owned(), signal: Signal::KILL.as_raw() };
-    if let Err(error) = monitor.order(op).await {
-        tracing::debug!(exec, %error, "a command cannot be killed");
+/// An exec'd process, to be killed.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) pod: PodHandle,
+    pub(crate) container: String,
+    pub(crate) exec: String,
+}
+
+impl Target {
+    /// Kills it; over the pod's next connection to the monitor where this one has ended.
+    async fn kill(&self) {
+        let mut views = self.pod.views();
+        let killed = async {
+            loop {
+                let view = views.borrow_and_update().clone();
+                if view.containers.get(&self.container).is_none_or(|container| !container.alive()) {
+                    // It has ended with its container.
+                    return;
+                }
+                if let Some(monitor) = &view.monitor {
+                    let op = Op::KillExec { exec: self.exec.clone(), signal: Signal::KILL.as_raw() };
+                    match monitor.order(op).await {
+                        Ok(()) => return,
+                        Err(ClientError::Gone) => {}
+                        Err(error) => {
+                            return tracing::warn!(exec = self.exec, %error, "a command cannot be killed");
+                        }
+                    }
+                }
+                if views.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(REACH_DEADLINE, killed).await.is_err() {
+            tracing::warn!(
+                exec = self.exec,
+                "a command cannot be killed: its pod's monitor cannot be reached"
+            );
+        }
     }
 }
 
 /// Kills the command when its caller has left: nobody else would end it.
-struct KillOnDrop {
-    monitor: Option<MonitorClient>,
-    exec: String,
-}
+#[derive(Debug)]
+pub(crate) struct KillOnDrop(Option<Target>);
 
 impl KillOnDrop {
-    fn disarm(mut self) {
-        self.monitor = None;
+    pub(crate) fn new(target: Target) -> Self {
+        Self(Some(target))
+    }
+
+    /// It has ended, or is somebody else's from here on.
+    pub(crate) fn disarm(mut self) {
+        self.0 = None;
+    }
+
+    /// Its start has failed: where the monitor says so it does not run; otherwise it may.
+    pub(crate) fn failed(self, error: &ClientError) {
+        if let ClientError::Failed(_) = error {
+            self.disarm();
+        }
     }
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(monitor) = self.monitor.take() {
-            let exec = std::mem::take(&mut self.exec);
-            tokio::spawn(async move { kill(&monitor, &exec).await });
+        if let Some(target) = self.0.take() {
+            tokio::spawn(async move { target.kill().await });
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use podwright_tests::pod::parse_log;
-use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process, v1, watch};
+use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process, seconds, v1, watch};
 
 /// A script that writes numbered lines until `/stop` appears, and then exits with 23.
 const WRITER: &str =
@@ -255,6 +255,33 @@ fn an_exec_goes_on_without_the_daemon() -> Outcome {
     node.launch()?;
     fs::write(data.join("go"), "")?;
     watch::file(&data.join("done"), Deadline::in_seconds(20))
+}
+
+#[test]
+fn an_exec_with_a_limit_ends_although_its_daemon_is_dead() -> Outcome {
+    let node = Node::start()?;
+    let data = node.path().join("data");
+    fs::create_dir(&data)?;
+    let pod = PodBuilder::new(&node, "limit").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).mount(&data, "/data", false).start()?;
+    let client = node.client()?;
+    let script = "(trap '' HUP; exec sleep 2000) & touch /data/began; exec sleep 3000";
+    let limit = i64::try_from(seconds(10).as_secs())?;
+    std::thread::scope(|scope| -> Outcome {
+        let waiting = scope.spawn(|| client.exec_in(&container.id, &["/bin/sh", "-c", script], limit));
+        watch::file(&data.join("began"), Deadline::in_seconds(20))?;
+        node.kill9()?;
+        assert!(waiting.join().unwrap().is_err(), "the caller is told");
+        Ok(())
+    })?;
+    let of_it = |command: &str| command.contains("sleep 2000") || command.contains("sleep 3000");
+    for process in node.pod_processes()?.iter().filter(|process| of_it(&process.command)) {
+        process::wait_gone(process.pid, Deadline::in_seconds(30))?;
+    }
+    node.launch()?;
+    let left = node.client()?.exec_in(&container.id, &["ps"], 0)?.stdout;
+    assert!(!of_it(&left), "{left}");
+    Ok(())
 }
 
 #[test]

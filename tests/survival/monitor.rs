@@ -1,6 +1,10 @@
 //! A monitor dies: its pod is ended and said to be, and nothing runs on unseen.
 
-use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process, v1};
+use std::fs;
+
+use anyhow::Context as _;
+use podwright_tests::streaming::{Streaming, V5};
+use podwright_tests::{Deadline, HostSnapshot, Node, Outcome, PodBuilder, process, v1, watch};
 use rustix::process::Signal;
 
 #[test]
@@ -95,6 +99,58 @@ fn an_exit_behind_a_broken_connection_is_told() -> Outcome {
     process::signal(daemon, Signal::CONT)?;
     let status = container.wait()?;
     assert_eq!((status.exit_code, status.reason.as_str()), (5, "Error"), "{status:?}");
+    Ok(())
+}
+
+#[test]
+fn execs_behind_a_broken_connection_keep_their_results() -> Outcome {
+    let node = Node::start()?;
+    let data = node.path().join("data");
+    fs::create_dir(&data)?;
+    let pod = PodBuilder::new(&node, "broken").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).mount(&data, "/data", false).start()?;
+    let script = "echo said; touch /data/$0; while [ ! -e /data/go-$0 ]; do sleep 0.05; done; exit 7";
+    let request = v1::ExecRequest {
+        container_id: container.id.clone(),
+        cmd: ["/bin/sh", "-c", script, "streamed"].map(str::to_owned).to_vec(),
+        stdout: true,
+        stderr: true,
+        ..Default::default()
+    };
+    let streamed = Streaming::open(&pod.client.exec(request)?.url, Some(V5))?;
+    let client = node.client()?;
+    let (monitor, daemon) = (node.monitor_of(&pod.id)?, node.daemon_pid()?);
+    let result = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let started = |name: &str| watch::file(&data.join(name), Deadline::in_seconds(30));
+        let go = |name: &str| fs::write(data.join(format!("go-{name}")), "");
+        let run = |name: &'static str| {
+            let (client, id) = (&client, container.id.clone());
+            scope.spawn(move || client.exec_in(&id, &["/bin/sh", "-c", script, name], 0))
+        };
+        let (later, meanwhile) = (run("later"), run("meanwhile"));
+        for name in ["streamed", "later", "meanwhile"] {
+            started(name)?;
+        }
+        // One ends while nobody can be told, the others when they can again.
+        process::signal(daemon, Signal::STOP)?;
+        process::break_connections(monitor)?;
+        let inside = node.pod_processes()?;
+        let ending = inside.iter().find(|process| process.command.ends_with(" meanwhile"));
+        let ending = ending.context("the process that ends meanwhile")?.pid;
+        go("meanwhile")?;
+        process::wait_gone(ending, Deadline::in_seconds(20))?;
+        process::signal(daemon, Signal::CONT)?;
+        let meanwhile = meanwhile.join().expect("the call does not panic")?;
+        for name in ["later", "streamed"] {
+            go(name)?;
+        }
+        Ok([meanwhile, later.join().expect("the call does not panic")?])
+    });
+    for output in result? {
+        assert_eq!((output.code, output.stdout.as_str()), (7, "said\n"));
+    }
+    let streamed = streamed.finish()?;
+    assert_eq!((streamed.code()?, streamed.stdout.as_str()), (7, "said\n"));
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use runtime::monitor::protocol::{ContainerState, Event, Op, PROTOCOL, Reply};
+use runtime::monitor::protocol::{ContainerState, Event, ExecRequest, Op, PROTOCOL, Reply};
 use runtime::monitor::record;
 use rustix::io::Errno;
 use serde_json::json;
@@ -182,7 +182,7 @@ fn a_connection_that_breaks_the_protocol_is_closed() {
     let mut rude = Connection::open(&monitor.socket_path());
     let refused = rude.ask(Op::StopSandbox).unwrap_err();
     assert!(refused.to_string().contains("hello"), "{refused}");
-    assert!(rude.ask(Op::Hello { protocols: vec![PROTOCOL + 7] }).is_err());
+    assert!(rude.ask(Op::Hello { protocols: vec![PROTOCOL + 7], execs: Vec::new() }).is_err());
     rustix::net::send(rude.socket(), b"{\"noise\":1}", rustix::net::SendFlags::empty()).unwrap();
     assert!(rude.receive().is_none());
     monitor.run("c", &Spec::sh("true"));
@@ -307,6 +307,32 @@ fn a_killed_exec_takes_its_whole_subtree_along() {
     // The container is not touched.
     let hello = monitor.reconnect();
     assert_eq!(hello.containers[0].state, ContainerState::Running);
+    monitor.end();
+}
+
+#[test]
+fn an_exec_is_known_to_the_next_connection_and_ends_at_its_limit_without_any() {
+    let mut monitor = Monitor::start();
+    monitor.run("c", &Spec::sh("sleep 1000"));
+    let (output, stdout) = pipe();
+    let limited = ExecRequest { limit_ms: Some(100), ..exec_request("c", "e", [false, true, false]) };
+    monitor
+        .exec(&limited, &process("(trap '' HUP TERM; sleep 1000) & sleep 1000"), &[stdout.as_fd()])
+        .unwrap();
+    drop(stdout);
+    monitor.exec(&exec_request("c", "f", [false; 3]), &process("sleep 1000"), &[]).unwrap();
+    monitor.connection = Connection::open(&monitor.socket_path());
+    assert_eq!(read_to_end(output), "", "all of it is killed");
+    let asked = ["f", "e", "never"].map(str::to_owned).to_vec();
+    let hello = monitor.connection.ask(Op::Hello { protocols: vec![PROTOCOL], execs: asked }).unwrap();
+    let Reply::Hello(hello) = hello else { panic!("{hello:?}") };
+    let known: Vec<_> = hello.execs.iter().map(|report| report.exec.as_str()).collect();
+    assert_eq!((known, hello.execs[0].exit_code), (vec!["f", "e"], None));
+    // Its output ends a moment before it does: then that is still to be told.
+    let code = hello.execs[1].exit_code.unwrap_or_else(|| monitor.connection.exec_exit_of("e"));
+    assert_eq!(code, 137);
+    monitor.connection.ask(Op::KillExec { exec: "f".into(), signal: 15 }).unwrap();
+    assert_eq!(monitor.connection.exec_exit_of("f"), 143);
     monitor.end();
 }
 

@@ -3,8 +3,8 @@
 //! ```text
 //! pod task, handlers --request()--> socket --> monitor
 //!                    <--oneshot---- reader task <-- socket
-//! pod task           <--mpsc------- reader task       (events, and at the end Gone)
-//! ExecSync           <--oneshot---- reader task       (the exit of its process)
+//! pod task           <--mpsc------- reader task       (events, and at the end Gone, with who still waits for a process)
+//! exec               <--oneshot---- reader task       (the exit of its process; of the next connection's, if this one breaks)
 //! ```
 //!
 //! A packet is sent whole or not at all, so requests need no order and no lock; one reader task hands every answer to who
@@ -23,10 +23,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use runtime::Failure;
-use runtime::monitor::protocol::{Event, Hello, Message, Op, PROTOCOL, Reply, Request};
+use runtime::monitor::protocol::{
+    Event, ExecReport, Hello, MAX_EXECS, Message, Op, PROTOCOL, Reply, Request,
+};
 use runtime::monitor::wire::{self, Packet, WireError};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -103,9 +105,14 @@ impl ClientError {
 pub enum Notice {
     /// An event of the monitor.
     Event(Event),
-    /// The connection has ended. The last notice.
-    Gone,
+    /// The connection has ended. The last notice. What waits for exec'd processes can be given to [`take_up`]; dropped, it learns that
+    /// nobody can tell it any more.
+    Gone(ExecWaiters),
 }
+
+/// Who waits for the ends of exec'd processes, by their ids.
+#[derive(Debug, Default)]
+pub struct ExecWaiters(HashMap<String, oneshot::Sender<i32>>);
 
 /// A connection to a monitor. Clones share it.
 #[derive(Debug, Clone)]
@@ -131,7 +138,7 @@ type Answer = (Reply, Vec<OwnedFd>);
 #[derive(Debug, Default)]
 struct Waiting {
     replies: HashMap<u64, oneshot::Sender<Result<Answer, Failure>>>,
-    execs: HashMap<String, oneshot::Sender<i32>>,
+    execs: ExecWaiters,
     closed: bool,
 }
 
@@ -151,38 +158,61 @@ pub struct Connected {
 /// # Errors
 /// [`ClientError::is_gone`] tells whether there is no monitor; [`ClientError::Slow`] that it does not answer.
 pub async fn connect(run_dir: &Path, deadline: Duration) -> Result<Connected, ClientError> {
+    greet(run_dir, deadline, &mut ExecWaiters::default()).await
+}
+
+/// As [`connect`], for who waits on too. On failure they are given back.
+async fn greet(
+    run_dir: &Path,
+    deadline: Duration,
+    execs: &mut ExecWaiters,
+) -> Result<Connected, ClientError> {
     let socket = dial(run_dir).map_err(|errno| ClientError::Connect(errno.into()))?;
     let socket = UnixStream::from_std(socket.into()).map_err(ClientError::Connect)?;
     let inner = Arc::new(Inner {
         socket,
         next_id: AtomicU64::new(1),
         slots: Semaphore::new(MAX_IN_FLIGHT),
-        waiting: Mutex::default(),
+        waiting: Mutex::new(Waiting { execs: std::mem::take(execs), ..Waiting::default() }),
         ended: watch::Sender::new(false),
         process: OnceLock::new(),
     });
     let client = MonitorClient { inner };
-    let (sender, notices) = mpsc::channel(EVENT_QUEUE);
+    let (sender, mut notices) = mpsc::channel(EVENT_QUEUE);
     tokio::spawn(client.clone().read(sender));
-    let hello = client.request(Op::Hello { protocols: PROTOCOLS.to_vec() }, Vec::new());
-    match tokio::time::timeout(deadline, hello).await {
-        Err(_) => Err(ClientError::Slow(deadline)),
-        Ok(Err(error)) => Err(error),
+    // They wait from before the question on, so that none misses an end between the answer and its event.
+    let asked = client.inner.with_waiting(|waiting| waiting.execs.ids());
+    let hello = client.request(Op::Hello { protocols: PROTOCOLS.to_vec(), execs: asked.clone() }, Vec::new());
+    let error = match tokio::time::timeout(deadline, hello).await {
+        Err(_) => ClientError::Slow(deadline),
+        Ok(Err(error)) => error,
         Ok(Ok(Reply::Hello(hello))) if PROTOCOLS.contains(&hello.protocol) => {
-            Ok(Connected { client, hello, notices })
+            client.inner.with_waiting(|waiting| waiting.execs.settle(&asked, &hello.execs));
+            return Ok(Connected { client, hello, notices });
         }
-        Ok(Ok(other)) => Err(ClientError::Protocol(format!("{other:?}"))),
+        Ok(Ok(other)) => ClientError::Protocol(format!("{other:?}")),
+    };
+    // Its reader ends with that; nothing else would end it where the monitor does not.
+    if let Err(errno) = rustix::net::shutdown(&client.inner.socket, Shutdown::Both) {
+        tracing::debug!(errno = errno.raw_os_error(), "shut a connection down");
     }
+    while let Some(notice) = notices.recv().await {
+        if let Notice::Gone(waiters) = notice {
+            *execs = waiters;
+        }
+    }
+    Err(error)
 }
 
-/// Connects to a monitor that may be there, and does not give up before it has answered or is proved to be gone.
+/// Connects to a monitor that may be there, and does not give up before it has answered or is proved to be gone. Who waits for a
+/// process since an earlier connection goes on waiting on this one, or learns at once how it ended meanwhile.
 ///
 /// # Errors
 /// [`ClientError::is_gone`]; or what no patience mends: a monitor that does not speak our protocol.
-pub async fn take_up(run_dir: &Path) -> Result<Connected, ClientError> {
+pub async fn take_up(run_dir: &Path, mut execs: ExecWaiters) -> Result<Connected, ClientError> {
     let mut wait = RETRY_FIRST;
     loop {
-        match connect(run_dir, Duration::MAX).await {
+        match greet(run_dir, Duration::MAX, &mut execs).await {
             Err(error) if error.may_pass() => {
                 tracing::debug!(%error, ?wait, "a monitor is tried again");
                 tokio::time::sleep(wait).await;
@@ -282,13 +312,13 @@ impl MonitorClient {
     }
 
     /// The exit code of the exec'd process `exec`, once it has exited. To be called before it is asked for. Dropping the
-    /// answer forgets it; an error of the answer means that the monitor is gone.
+    /// answer forgets it; an error of the answer means that nobody knows it any more.
     pub fn exec_exit(&self, exec: &str) -> oneshot::Receiver<i32> {
         let (sender, receiver) = oneshot::channel();
         self.inner.with_waiting(|waiting| {
-            waiting.execs.retain(|_, other| !other.is_closed());
+            waiting.execs.0.retain(|_, other| !other.is_closed());
             if !waiting.closed {
-                waiting.execs.insert(exec.to_owned(), sender);
+                waiting.execs.0.insert(exec.to_owned(), sender);
             }
         });
         receiver
@@ -309,7 +339,7 @@ impl MonitorClient {
                 Ok(Some(Packet {
                     message: Message::Event(Event::ExecExited { exec, exit_code }), ..
                 })) => {
-                    let waiter = self.inner.with_waiting(|waiting| waiting.execs.remove(&exec));
+                    let waiter = self.inner.with_waiting(|waiting| waiting.execs.0.remove(&exec));
                     if let Some(waiter) = waiter {
                         let _ = waiter.send(exit_code);
                     }
@@ -325,13 +355,39 @@ impl MonitorClient {
                 }
             }
         }
-        self.inner.with_waiting(|waiting| {
+        let execs = self.inner.with_waiting(|waiting| {
             waiting.closed = true;
             waiting.replies.clear();
-            waiting.execs.clear();
+            std::mem::take(&mut waiting.execs)
         });
         self.inner.ended.send_replace(true);
-        let _ = notices.send(Notice::Gone).await;
+        let _ = notices.send(Notice::Gone(execs)).await;
+    }
+}
+
+impl ExecWaiters {
+    /// Those that still want to know, as far as one question can name them.
+    fn ids(&mut self) -> Vec<String> {
+        self.0.retain(|_, waiter| !waiter.is_closed());
+        self.0.keys().take(MAX_EXECS).cloned().collect()
+    }
+
+    /// The monitor's answer about those it was `asked` for: of the others it knows nothing.
+    fn settle(&mut self, asked: &[String], reports: &[ExecReport]) {
+        let known: HashMap<&str, Option<i32>> =
+            reports.iter().map(|report| (report.exec.as_str(), report.exit_code)).collect();
+        for exec in asked {
+            match known.get(exec.as_str()) {
+                Some(None) => {}
+                Some(Some(code)) => {
+                    if let Some(waiter) = self.0.remove(exec) {
+                        // One that has stopped waiting does not want it.
+                        let _ = waiter.send(*code);
+                    }
+                }
+                None => drop(self.0.remove(exec)),
+            }
+        }
     }
 }
 

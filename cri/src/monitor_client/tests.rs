@@ -14,7 +14,7 @@ fn peer(directory: &Path, script: impl FnOnce(&OwnedFd) + Send + 'static) -> Joi
     std::thread::spawn(move || {
         let socket = rustix::net::accept(&listening).unwrap();
         let hello = take(&socket);
-        assert_eq!(hello.op, Op::Hello { protocols: vec![PROTOCOL] });
+        assert_eq!(hello.op, Op::Hello { protocols: vec![PROTOCOL], execs: Vec::new() });
         let report = ContainerReport {
             id: "c1".into(),
             pid: Some(7),
@@ -22,7 +22,8 @@ fn peer(directory: &Path, script: impl FnOnce(&OwnedFd) + Send + 'static) -> Joi
             started_at_ns: None,
             exit: None,
         };
-        let all = Hello { protocol: PROTOCOL, pid: 5, pause: Some(6), containers: vec![report] };
+        let all =
+            Hello { protocol: PROTOCOL, pid: 5, pause: Some(6), containers: vec![report], execs: Vec::new() };
         give(&socket, &Message::Reply { id: hello.id, result: Ok(Reply::Hello(all)) });
         script(&socket);
     })
@@ -51,7 +52,7 @@ async fn answers_find_who_asked_in_any_order() {
     let ask = |container: &str| client.request(Op::Start { container: container.into() }, Vec::new());
     let (first, second) = tokio::join!(ask("a"), ask("b"));
     assert_eq!((first.unwrap(), second.unwrap()), (Reply::Started { pid: 1 }, Reply::Started { pid: 2 }));
-    assert!(matches!(notices.recv().await, Some(Notice::Gone)));
+    assert!(matches!(notices.recv().await, Some(Notice::Gone(_))));
     assert!(matches!(ask("c").await, Err(ClientError::Gone)));
     peer.join().unwrap();
 }
@@ -62,10 +63,13 @@ async fn who_waits_is_told_that_the_monitor_is_gone() {
     let peer = peer(directory.path(), |socket| {
         take(socket);
     });
-    let Connected { client, notices: _notices, .. } = connect(directory.path(), LONG).await.unwrap();
-    let exit = client.exec_exit("e1");
+    let Connected { client, mut notices, .. } = connect(directory.path(), LONG).await.unwrap();
+    let mut exit = client.exec_exit("e1");
     let asked = client.request(Op::StopSandbox, Vec::new()).await;
     assert!(matches!(asked, Err(ClientError::Gone)), "{asked:?}");
+    let Some(Notice::Gone(execs)) = notices.recv().await else { panic!("no end") };
+    assert!(matches!(exit.try_recv(), Err(oneshot::error::TryRecvError::Empty)), "it may be taken up");
+    drop(execs);
     assert!(exit.await.is_err());
     peer.join().unwrap();
 }

@@ -13,7 +13,7 @@ use super::task::{REQUEST_DEADLINE, short};
 use super::{ContainerState, ContainerView, PodTask};
 use crate::daemon::blocking;
 use crate::error::Error;
-use crate::monitor_client::{ClientError, Notice};
+use crate::monitor_client::{ClientError, ExecWaiters, Notice};
 use crate::records::{ContainerRecord, SandboxRecord};
 use crate::translate::{Pod, Resources};
 use crate::v1::{ContainerEventType, LinuxContainerResources, UpdatePodSandboxResourcesRequest};
@@ -205,7 +205,7 @@ impl PodTask {
         while self.view.containers.get(id).is_some_and(|view| view.alive()) {
             let Some(notices) = self.notices.as_mut() else { return true };
             let Ok(notice) = tokio::time::timeout_at(deadline, notices.recv()).await else { return false };
-            self.take(notice.unwrap_or(Notice::Gone));
+            self.take(notice.unwrap_or(Notice::Gone(ExecWaiters::default())));
         }
         true
     }

@@ -23,7 +23,7 @@ use super::task::REQUEST_DEADLINE;
 use super::{ContainerState, ContainerView, PodTask, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::ClientError;
+use crate::monitor_client::{ClientError, ExecWaiters};
 use crate::records::{self, ContainerRecord, Lost, SandboxPhase, SandboxRecord, UNKNOWN_EXIT_CODE};
 use crate::store::Name;
 use crate::translate::ContainerMetadata;
@@ -97,6 +97,7 @@ impl PodTask {
         }
         self.drain();
         self.notices = None;
+        self.execs = ExecWaiters::default();
         self.monitor_lost = false;
         self.view.monitor = None;
         self.view.ready = false;

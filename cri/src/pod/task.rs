@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use super::{Asked, COMMAND_QUEUE, Command, ContainerState, ContainerView, Directories, PodHandle, PodView};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::monitor_client::{ClientError, Connected, MonitorClient, Notice, Process, take_up};
+use crate::monitor_client::{ClientError, Connected, ExecWaiters, MonitorClient, Notice, Process, take_up};
 use crate::v1::ContainerEventType;
 
 /// How long the monitor may take for one request. It is far above what any takes, because the answer to a slow disk is
@@ -37,6 +37,8 @@ pub struct PodTask {
     pub(super) notices: Option<mpsc::Receiver<Notice>>,
     /// The connection has ended without our asking; dealt with before the next command.
     pub(super) monitor_lost: bool,
+    /// Who waited on it for an exec'd process: for the next connection.
+    pub(super) execs: ExecWaiters,
     /// A hello that an earlier daemon's monitor has not answered yet.
     connecting: Option<Connecting>,
     /// The pod is being stopped: what ends now was told to.
@@ -67,6 +69,7 @@ impl PodTask {
             commands,
             notices,
             monitor_lost: false,
+            execs: ExecWaiters::default(),
             connecting: None,
             stopping: false,
             removed: false,
@@ -110,11 +113,14 @@ impl PodTask {
     /// The connection has ended. If the monitor has not, it is taken up again.
     pub(super) async fn reconnect(&mut self) {
         tracing::warn!(pod = %self.view.name(), "the connection to the pod's monitor has ended");
+        while self.notices.is_some() {
+            let notice = next(&mut self.notices).await;
+            self.take(notice);
+        }
         self.monitor_lost = false;
-        self.notices = None;
         self.view.monitor = None;
-        let run = self.dirs.run.clone();
-        self.connect(tokio::spawn(async move { take_up(&run).await }), RECONNECT_DEADLINE).await;
+        let (run, execs) = (self.dirs.run.clone(), std::mem::take(&mut self.execs));
+        self.connect(tokio::spawn(async move { take_up(&run, execs).await }), RECONNECT_DEADLINE).await;
     }
 
     /// The connection, for who has to clean up through it.
@@ -264,9 +270,10 @@ impl PodTask {
             }
             // The connection hands these to who waits for them.
             Notice::Event(Event::ExecExited { .. }) => {}
-            Notice::Gone => {
+            Notice::Gone(execs) => {
                 self.notices = None;
                 self.monitor_lost = true;
+                self.execs = execs;
             }
         }
     }
@@ -347,7 +354,7 @@ async fn answer(connecting: &mut Option<Connecting>) -> Result<Connected, Client
 /// The next notice; never, where there is no monitor.
 async fn next(notices: &mut Option<mpsc::Receiver<Notice>>) -> Notice {
     match notices {
-        Some(receiver) => receiver.recv().await.unwrap_or(Notice::Gone),
+        Some(receiver) => receiver.recv().await.unwrap_or(Notice::Gone(ExecWaiters::default())),
         None => std::future::pending().await,
     }
 }

@@ -24,7 +24,7 @@ use tracing::debug_span;
 
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::{self, Connected, MonitorClient, Process};
+use crate::monitor_client::{self, Connected, ExecWaiters, MonitorClient, Process};
 use crate::network::record::NetworkRecord;
 use crate::pod::{self, ContainerState, ContainerView, Directories, PodTask, PodView};
 use crate::records::{self, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -196,7 +196,8 @@ async fn take_apart(
 ) -> Result<(), Error> {
     let dirs = daemon.directories(id);
     let unreachable = |source| Error::Unavailable { what: format!("the monitor of pod {id}"), source };
-    match tokio::time::timeout(limit, monitor_client::take_up(&dirs.run)).await {
+    let connecting = monitor_client::take_up(&dirs.run, ExecWaiters::default());
+    match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(Connected { client, hello, .. })) => {
             if let Some(process) = Process::foreign(hello.pid) {
                 client.is_process(process);
@@ -334,7 +335,8 @@ async fn take_over(daemon: &Arc<Daemon>, found: OnDisk) -> Result<(), Error> {
         remove_half_made(daemon, &id, &half_made, None).await;
         task.end_all_unseen("NodeRebooted", "the node was rebooted while it ran").await;
     } else {
-        let connecting = tokio::spawn(async move { monitor_client::take_up(&dirs.run).await });
+        let take_up = async move { monitor_client::take_up(&dirs.run, ExecWaiters::default()).await };
+        let connecting = tokio::spawn(take_up);
         task.connect(connecting, HELLO_DEADLINE).await;
         remove_half_made(daemon, &id, &half_made, task.monitor()).await;
     }

@@ -27,7 +27,7 @@ use crate::container::{attachable_monitor, client_error, find};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids;
-use crate::monitor_client::{ClientError, MonitorClient};
+use crate::monitor_client::ClientError;
 use crate::pod::PodHandle;
 
 /// Longer than any container lives.
@@ -40,7 +40,6 @@ const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
 struct Attached {
     /// The client leaves by saying that it sends no more: the container has a stdin, which does not end with the client's.
     leaves: bool,
-    monitor: MonitorClient,
     pod: PodHandle,
     stdin: Option<Sink>,
     stdout: Option<Source>,
@@ -59,8 +58,7 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &str, streams: Streams,
             Outcome::Failed(format!("error attaching to container: {sentence}"))
         }
         Ok(attached) => {
-            let Attached { leaves, monitor, pod, stdin: sink, stdout: source, stderr: error_source } =
-                attached;
+            let Attached { leaves, pod, stdin: sink, stdout: source, stderr: error_source } = attached;
             let silent = source.is_none() && error_source.is_none();
             let output = async {
                 tokio::join!(pass_on(source, stdout), pass_on(error_source, stderr));
@@ -76,7 +74,7 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &str, streams: Streams,
                 tokio::time::sleep(ANSWER_DEADLINE).await;
             };
             let resize = async {
-                resize(&monitor, container, streams.tty, sizes).await;
+                resize(&pod, container, streams.tty, sizes).await;
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -109,22 +107,18 @@ async fn attach(daemon: &Arc<Daemon>, container: &str, streams: Streams) -> Resu
     monitor.request(op, fds).await.map_err(|error| client_error(&found, error))?;
     let config = &found.container.record.config;
     let leaves = config.stdin && (config.tty || !config.stdin_once);
-    Ok(Attached { leaves, monitor, pod: found.pod.clone(), stdin, stdout, stderr })
+    Ok(Attached { leaves, pod: found.pod.clone(), stdin, stdout, stderr })
 }
 
 /// Keeps the container's terminal at the size of the client's that changed last.
-async fn resize(
-    monitor: &MonitorClient,
-    container: &str,
-    tty: bool,
-    mut sizes: watch::Receiver<Option<Size>>,
-) {
+async fn resize(pod: &PodHandle, container: &str, tty: bool, mut sizes: watch::Receiver<Option<Size>>) {
     if !tty {
         return;
     }
     loop {
         let size = *sizes.borrow_and_update();
-        if let Some(Size { width, height }) = size {
+        // The pod's, whichever connection that is by now.
+        if let (Some(Size { width, height }), Some(monitor)) = (size, &pod.view().monitor) {
             let op = Op::Resize { container: container.to_owned(), width, height };
             match monitor.order(op).await {
                 Ok(()) | Err(ClientError::Gone) => {}

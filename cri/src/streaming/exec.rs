@@ -21,7 +21,7 @@ use super::tickets::Streams;
 use crate::container::{client_error, find, running_monitor};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::exec::process_json;
+use crate::exec::{KillOnDrop, Target, process_json};
 use crate::ids;
 use crate::seccomp::memfd;
 
@@ -104,19 +104,26 @@ async fn start(
 
     let exec = ids::random()?;
     let exit = monitor.exec_exit(&exec);
+    let target = Target { pod: found.pod.clone(), container: record.id.clone(), exec: exec.clone() };
     let op = Op::Exec(ExecRequest {
         container: record.id.clone(),
         exec,
         stdio: [stdin.is_some(), stdout.is_some(), stderr.is_some()],
         own_cgroup: false,
+        limit_ms: None,
     });
+    let guard = KillOnDrop::new(target);
     let master = match monitor.request_fds(op, fds).await {
         Ok((Reply::Started { .. }, mut fds)) => fds.pop(),
         Ok((other, _)) => {
             return Err(Error::internal(format!("exec in container {}", record.id), format!("{other:?}")));
         }
-        Err(error) => return Err(client_error(&found, error)),
+        Err(error) => {
+            guard.failed(&error);
+            return Err(client_error(&found, error));
+        }
     };
+    guard.disarm();
     let Some(master) = master else { return Ok(Running { exit, stdin, stdout, stderr, terminal: None }) };
     let (output, terminal) = Terminal::new(master).map_err(failed)?;
     Ok(Running {

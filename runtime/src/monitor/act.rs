@@ -1,7 +1,7 @@
 //! What the state machine says is to be done, done: the other half of [`serve`](super::serve).
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
 use rustix::event::epoll::EventFlags;
@@ -219,6 +219,9 @@ impl Server {
             pid: made.pid,
             pidfd: Some(pidfd),
             cgroup: made.cgroup,
+            limit: request
+                .limit_ms
+                .and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit))),
         };
         self.execs.insert(number, exec);
         Ok((made.pid, made.terminal))
@@ -280,7 +283,7 @@ impl Server {
         }
     }
 
-    fn signal_exec(&self, id: &str, number: i32) {
+    pub(super) fn signal_exec(&self, id: &str, number: i32) {
         for exec in self.execs.values().filter(|exec| exec.id == id) {
             let result = match (&exec.cgroup, &exec.pidfd) {
                 (Some(cgroup), _) if number == libc::SIGKILL => {

@@ -25,21 +25,21 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rustix::io::Errno;
 
 use super::protocol::{
-    ContainerReport, ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Hello, Op, PROTOCOL,
-    Reply, SandboxRequest,
+    ContainerReport, ContainerState, CreateRequest, Event, ExecReport, ExecRequest, ExitRecord, Hello,
+    MAX_EXECS, Op, PROTOCOL, Reply, SandboxRequest,
 };
 use crate::{Failure, Step};
 
 /// The most containers of one pod, exited ones that were not deleted included.
 pub(crate) const MAX_CONTAINERS: usize = 512;
 
-/// The most processes exec'd into a pod's containers at once.
-pub(crate) const MAX_EXECS: usize = 1024;
+/// How many ends of exec'd processes are remembered, the last ones: a connection can break with some of them untold.
+const MAX_ENDED_EXECS: usize = 128;
 
 /// The largest signal number (SIGRTMAX).
 const MAX_SIGNAL: i32 = 64;
@@ -127,6 +127,8 @@ pub(crate) struct Pod {
     containers: BTreeMap<String, Container>,
     /// Execs that run, each with its container.
     execs: BTreeMap<String, String>,
+    /// The exit codes of the last that ended, oldest first.
+    ended_execs: VecDeque<(String, i32)>,
     /// Who waits for the sandbox to stop; not empty: it is stopping.
     stop_callers: Vec<Caller>,
     /// Who waits for the end of the monitor; not empty: it is stopping.
@@ -189,6 +191,7 @@ impl Pod {
             sandbox: Sandbox::Absent,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            ended_execs: VecDeque::new(),
             stop_callers: Vec::new(),
             quit_callers: Vec::new(),
             stopping: false,
@@ -248,6 +251,10 @@ impl Pod {
             }
             Input::ExecExited { exec, end } => {
                 if self.execs.remove(&exec).is_some() {
+                    if self.ended_execs.len() >= MAX_ENDED_EXECS {
+                        self.ended_execs.pop_front();
+                    }
+                    self.ended_execs.push_back((exec.clone(), end.exit_code));
                     actions.push(Action::Announce(Event::ExecExited { exec, exit_code: end.exit_code }));
                 }
             }
@@ -262,7 +269,7 @@ impl Pod {
 
     fn request(&mut self, caller: Caller, op: Op, actions: &mut Vec<Action>) {
         match op {
-            Op::Hello { protocols } => actions.push(reply(caller, self.hello(&protocols))),
+            Op::Hello { protocols, execs } => actions.push(reply(caller, self.hello(&protocols, execs))),
             Op::Sandbox(request) => actions.push(match self.may_make_sandbox() {
                 Ok(()) => Action::MakeSandbox { caller, request },
                 Err(refusal) => reply(caller, Err(refusal)),
@@ -323,7 +330,7 @@ impl Pod {
         }
     }
 
-    fn hello(&self, protocols: &[u32]) -> Result<Reply, Failure> {
+    fn hello(&self, protocols: &[u32], asked: Vec<String>) -> Result<Reply, Failure> {
         if !protocols.contains(&PROTOCOL) {
             let message = format!("this monitor speaks protocol {PROTOCOL}, the daemon {protocols:?}");
             return Err(Failure::because(Step::Request, message));
@@ -336,7 +343,17 @@ impl Pod {
                 Sandbox::Absent | Sandbox::Gone => None,
             },
             containers: self.containers.iter().map(|(id, container)| container.report(id)).collect(),
+            execs: asked.into_iter().take(MAX_EXECS).filter_map(|exec| self.exec_report(exec)).collect(),
         }))
+    }
+
+    /// None: it was never there, or is forgotten.
+    fn exec_report(&self, exec: String) -> Option<ExecReport> {
+        if self.execs.contains_key(&exec) {
+            return Some(ExecReport { exec, exit_code: None });
+        }
+        let (_, code) = self.ended_execs.iter().find(|(ended, _)| *ended == exec)?;
+        Some(ExecReport { exec, exit_code: Some(*code) })
     }
 
     fn may_make_sandbox(&self) -> Result<(), Failure> {

@@ -30,6 +30,9 @@ pub const PROTOCOL: u32 = 1;
 /// The longest message in bytes, well below the kernel's default socket buffer of 208 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 
+/// The most processes exec'd into a pod's containers at once.
+pub const MAX_EXECS: usize = 1024;
+
 /// The most descriptors on one message: stdin, stdout, stderr, and two for what the operation needs.
 pub const MAX_MESSAGE_FDS: usize = 5;
 
@@ -53,6 +56,9 @@ pub enum Op {
     Hello {
         /// The versions the daemon speaks.
         protocols: Vec<u32>,
+        /// Exec'd processes whose end the daemon waits for since a connection that has broken; at most [`MAX_EXECS`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        execs: Vec<String>,
     },
     /// Makes the sandbox: its namespaces, held by a new pause process. Once per monitor. Answers [`Reply::Started`].
     Sandbox(SandboxRequest),
@@ -211,6 +217,10 @@ pub struct ExecRequest {
     pub stdio: [bool; 3],
     /// True: the process gets a cgroup of its own below the container's so that [`Op::KillExec`] reaches its whole subtree.
     pub own_cgroup: bool,
+    /// How long it may run, in milliseconds; then the monitor kills it as by [`Op::KillExec`], whether or not any daemon is there.
+    /// None: as long as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_ms: Option<u64>,
 }
 
 /// A message of the monitor.
@@ -259,11 +269,23 @@ pub struct Hello {
     pub pause: Option<i32>,
     /// Every container not deleted.
     pub containers: Vec<ContainerReport>,
+    /// Those of the processes asked for that run, or have ended not too long ago.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub execs: Vec<ExecReport>,
+}
+
+/// An exec'd process as its monitor knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecReport {
+    /// The daemon's id for it.
+    pub exec: String,
+    /// As in [`Event::ExecExited`]. None: it runs, and its end will be told.
+    pub exit_code: Option<i32>,
 }
 
 impl Hello {
     /// Leaves out ends where all of them are too long for one packet: first those that are on disk, by id, to be read there; then, which
-    /// takes hundreds of containers on a full disk, all. A container's end may be unknown, its pod must not be.
+    /// takes hundreds of containers on a full disk, all; at last the exec'd processes. An end may be unknown, its pod must not be.
     #[must_use]
     pub(super) fn fit(mut self, is_on_disk: impl Fn(&str) -> bool) -> Self {
         // What is around it in its packet.
@@ -278,6 +300,9 @@ impl Hello {
             for report in self.containers.iter_mut().filter(|report| all || is_on_disk(&report.id)) {
                 report.exit = None;
             }
+        }
+        if !fits(&self) {
+            self.execs.clear();
         }
         self
     }
@@ -373,7 +398,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
     }
 
-    fn hello(ends: usize, message_bytes: usize) -> Hello {
+    fn hello(ends: usize, message_bytes: usize, execs: usize) -> Hello {
         let exit = ExitRecord {
             exit_code: 127,
             signal: None,
@@ -394,6 +419,9 @@ mod tests {
             pid: i32::MAX,
             pause: Some(i32::MAX),
             containers: (0..ends).map(report).collect(),
+            execs: (0..execs)
+                .map(|number| ExecReport { exec: format!("{number:064}"), exit_code: Some(137) })
+                .collect(),
         }
     }
 
@@ -405,14 +433,20 @@ mod tests {
             super::super::wire::encode(&message).is_ok()
         };
         let most = super::super::pod::MAX_CONTAINERS;
-        let few = hello(20, 1000).fit(|_| true);
+        let few = hello(20, 1000, 0).fit(|_| true);
         assert_eq!(told(&few), 20);
         let odd = |id: &str| id.ends_with(['1', '3', '5', '7', '9']);
-        let some_on_disk = hello(40, 5000).fit(odd);
+        let some_on_disk = hello(40, 5000, 0).fit(odd);
         assert!(fits(&some_on_disk));
         assert_eq!(told(&some_on_disk), 20);
-        let none_on_disk = hello(most, 60_000).fit(|_| false);
+        let none_on_disk = hello(most, 60_000, 0).fit(|_| false);
         assert!(fits(&none_on_disk));
         assert_eq!((told(&none_on_disk), none_on_disk.containers.len()), (0, most));
+        let execs = hello(40, 5000, MAX_EXECS).fit(|_| true);
+        assert!(fits(&execs));
+        assert_eq!((told(&execs), execs.execs.len()), (0, MAX_EXECS));
+        let too_many = hello(most, 60_000, MAX_EXECS).fit(|_| true);
+        assert!(fits(&too_many));
+        assert_eq!((too_many.containers.len(), too_many.execs.len()), (most, 0));
     }
 }

@@ -141,6 +141,8 @@ pub(super) struct Exec {
     /// None: it has exited, and only its cgroup is left.
     pub(super) pidfd: Option<Watched>,
     pub(super) cgroup: Option<Cgroup>,
+    /// When it is killed if it still runs.
+    pub(super) limit: Option<Instant>,
 }
 
 struct Unsaved {
@@ -223,7 +225,8 @@ impl Server {
     fn deadline(&self) -> Option<Instant> {
         let own = [self.ends_by, self.buffers_until, self.unused_until, self.unsaved.as_ref().map(|u| u.at)];
         let logs = self.containers.values().map(|container| container.stdio.deadline());
-        own.into_iter().chain(logs).flatten().min()
+        let execs = self.execs.values().map(|exec| exec.limit);
+        own.into_iter().chain(logs).chain(execs).flatten().min()
     }
 
     /// Does what is due by the clock.
@@ -241,6 +244,18 @@ impl Server {
         }
         if due(self.unsaved.as_ref().map(|unsaved| unsaved.at)) {
             self.save_again();
+        }
+        let over = self.execs.values_mut().filter(|exec| due(exec.limit));
+        let over: Vec<String> = over
+            .map(|exec| {
+                exec.limit = None;
+                exec.id.clone()
+            })
+            .collect();
+        for exec in over {
+            // Who asked would have killed it by now, and so cannot.
+            tracing::warn!(exec, "an exec'd process has run for as long as it may: it is killed");
+            self.signal_exec(&exec, KILLED);
         }
         if due(self.unused_until) {
             tracing::info!("nobody asked for anything: the monitor ends");
@@ -498,6 +513,7 @@ impl Server {
         let Some(pidfd) = &exec.pidfd else { return };
         let Some(end) = ended(pidfd) else { return };
         exec.pidfd = None;
+        exec.limit = None;
         let id = exec.id.clone();
         self.forget_ended_execs();
         self.tell(Input::ExecExited { exec: id, end }, Vec::new());

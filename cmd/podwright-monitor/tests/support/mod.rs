@@ -88,7 +88,9 @@ impl Connection {
 
     pub fn greeted(path: &Path) -> Self {
         let mut connection = Self::open(path);
-        let Ok(Reply::Hello(hello)) = connection.ask(Op::Hello { protocols: vec![PROTOCOL] }) else {
+        let Ok(Reply::Hello(hello)) =
+            connection.ask(Op::Hello { protocols: vec![PROTOCOL], execs: Vec::new() })
+        else {
             panic!("no hello");
         };
         connection.hello = Some(hello);
@@ -406,7 +408,7 @@ pub fn process(script: &str) -> Value {
 }
 
 pub fn exec_request(container: &str, exec: &str, stdio: [bool; 3]) -> ExecRequest {
-    ExecRequest { container: container.into(), exec: exec.into(), stdio, own_cgroup: true }
+    ExecRequest { container: container.into(), exec: exec.into(), stdio, own_cgroup: true, limit_ms: None }
 }
 
 pub fn memfd(bytes: &[u8]) -> OwnedFd {

@@ -172,7 +172,7 @@ fn stopping_kills_containers_then_pause_then_answers() {
 #[test]
 fn a_daemon_of_another_version_is_refused() {
     let mut pod = Pod::new(1);
-    let actions = request(&mut pod, 1, Op::Hello { protocols: vec![PROTOCOL + 1] });
+    let actions = request(&mut pod, 1, Op::Hello { protocols: vec![PROTOCOL + 1], execs: Vec::new() });
     assert!(matches!(&actions[..], [Action::Reply { result: Err(_), .. }]));
 }
 
@@ -180,12 +180,51 @@ fn a_daemon_of_another_version_is_refused() {
 fn hello_tells_all_that_lives() {
     let mut pod = pod_with_container();
     start(&mut pod, 9);
-    let actions = request(&mut pod, 8, Op::Hello { protocols: vec![PROTOCOL] });
+    let actions = request(&mut pod, 8, Op::Hello { protocols: vec![PROTOCOL], execs: Vec::new() });
     let [Action::Reply { result: Ok(Reply::Hello(hello)), .. }] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((hello.pid, hello.pause), (1, Some(10)));
     assert_eq!(hello.containers.len(), 1);
     assert_eq!(hello.containers[0].state, ContainerState::Running);
     assert_eq!(hello.containers[0].pid, Some(11));
+}
+
+#[test]
+fn hello_tells_of_the_execs_that_it_is_asked_for() {
+    let mut pod = pod_with_container();
+    start(&mut pod, 9);
+    let exec = |pod: &mut Pod, name: &str| {
+        let op = Op::Exec(ExecRequest {
+            container: "c".into(),
+            exec: name.into(),
+            stdio: [false; 3],
+            own_cgroup: false,
+            limit_ms: None,
+        });
+        request(pod, 8, op);
+        pod.step(Input::Execed { caller: caller(8), exec: name.into(), result: Ok(20) });
+    };
+    let end = |pod: &mut Pod, name: &str, exit_code| {
+        pod.step(Input::ExecExited { exec: name.into(), end: End { exit_code, signal: None } });
+    };
+    exec(&mut pod, "runs");
+    exec(&mut pod, "ended");
+    end(&mut pod, "ended", 3);
+    let told = |pod: &mut Pod, asked: &[&str]| {
+        let execs = asked.iter().map(|name| (*name).to_owned()).collect();
+        let actions = request(pod, 9, Op::Hello { protocols: vec![PROTOCOL], execs });
+        let [Action::Reply { result: Ok(Reply::Hello(hello)), .. }] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        hello.execs.iter().map(|report| (report.exec.clone(), report.exit_code)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut pod, &[]), []);
+    let known = [("runs".to_owned(), None), ("ended".to_owned(), Some(3))];
+    assert_eq!(told(&mut pod, &["runs", "never", "ended"]), known);
+    for number in 0..MAX_ENDED_EXECS {
+        exec(&mut pod, &number.to_string());
+        end(&mut pod, &number.to_string(), 0);
+    }
+    assert_eq!(told(&mut pod, &["runs", "ended", "0"]), [("runs".into(), None), ("0".into(), Some(0))]);
 }
 
 /// What a random test asks of the machine, or tells it. Small id spaces, so that they meet.
@@ -213,7 +252,7 @@ fn stimulus() -> impl Strategy<Value = Stimulus> {
         6 => id().prop_map(|container| Op::Start { container }),
         2 => (id(), any::<bool>()).prop_map(|(container, all)| Op::Kill { container, signal: 9, all }),
         3 => (id(), id()).prop_map(|(container, exec)| Op::Exec(ExecRequest {
-            container, exec, stdio: [false; 3], own_cgroup: false })),
+            container, exec, stdio: [false; 3], own_cgroup: false, limit_ms: None })),
         1 => id().prop_map(|exec| Op::KillExec { exec, signal: 9 }),
         1 => id().prop_map(|container| Op::Pause { container }),
         1 => id().prop_map(|container| Op::ReopenLog { container }),
