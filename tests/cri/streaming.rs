@@ -1,5 +1,6 @@
 //! `Exec` over WebSocket: what kubectl and crictl do with its URL.
 
+use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::Path;
@@ -12,7 +13,7 @@ use podwright_tests::spdy::{self, Spdy};
 use podwright_tests::streaming::{Streaming, V5, address, channel, raw_request};
 use podwright_tests::{
     Container, Deadline, Node, NodeOptions, Outcome, Pod, PodBuilder, binaries, seconds, snapshot, temporary,
-    v1,
+    v1, watch,
 };
 use rustix::process::Signal;
 use tonic::Code;
@@ -165,6 +166,30 @@ fn a_process_outlives_its_client() -> Outcome {
         let waited = container.exec(&format!("while ! [ -s /{name} ]; do sleep 0.05; done; cat /{name}"))?;
         assert_eq!(waited.stdout, "done\n");
     }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_vanishes_is_noticed_at_once() -> Outcome {
+    let node = Node::start()?;
+    let data = node.path().join("data");
+    fs::create_dir(&data)?;
+    let pod = PodBuilder::new(&node, "silent").run(&node)?;
+    let container = pod.command(&["sleep", "1000"]).mount(&data, "/data", false).start()?;
+    // Neither of these writes anything: its input ends, and nothing of the connection is kept, while it runs on.
+    let script = "cat >/dev/null; touch /data/$0; exec sleep 2000";
+    for name in ["fin", "rst"] {
+        let url = pod.client.exec(request(&container.id, &["/bin/sh", "-c", script, name], INPUT))?.url;
+        let mut stream = Streaming::open(&url, Some(V5))?;
+        stream.ready()?;
+        match name {
+            "fin" => stream.hang_up()?,
+            _ => stream.reset()?,
+        }
+        watch::file(&data.join(name), Deadline::in_seconds(30))?;
+    }
+    assert_eq!(container.exec("ps")?.stdout.matches("sleep 2000").count(), 2);
+    exec(&pod, &container, "exec sleep 3000", OUTPUT)?.hang_up()?;
     Ok(())
 }
 

@@ -91,6 +91,24 @@ impl Streaming {
         Ok(Self { tokio, socket, arrived: BTreeMap::new(), ended: false })
     }
 
+    /// Leaves without a word but TCP's FIN, and waits until the server has closed the connection too.
+    pub fn hang_up(self) -> Result<()> {
+        let mut stream = self.socket.into_inner().into_std()?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(seconds(30)))?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut left = Vec::new();
+        stream.read_to_end(&mut left).context("the daemon keeps the connection")?;
+        Ok(())
+    }
+
+    /// Leaves by TCP's RST.
+    pub fn reset(self) -> Result<()> {
+        let stream = self.socket.into_inner().into_std()?;
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+        Ok(())
+    }
+
     /// Sends data on a channel.
     pub fn send(&mut self, channel: u8, data: &[u8]) -> Result<()> {
         let mut message = vec![channel];

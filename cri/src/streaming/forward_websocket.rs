@@ -5,18 +5,17 @@
 //! with the lower first. A channel has no end of its own but the connection's, so a port is over when the pod says no more.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::SplitStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::client::HEAD_BYTES;
 use super::forward::{READ_BYTES, Target};
-use super::websocket::{self, Channel, Format, Socket};
+use super::websocket::{self, Channel, Format, Sink, Socket};
 
 /// The most ports of one connection: channels are numbered in a byte.
 pub(super) const MAX_PORTS: usize = 100;
@@ -24,7 +23,7 @@ pub(super) const MAX_PORTS: usize = 100;
 /// Forwards the ports until the pod has closed all of them or the client leaves.
 pub(super) async fn run(socket: Socket, base64: bool, ports: &[u16], target: &Target) {
     let (sink, stream) = socket.split();
-    let sink = Arc::new(Mutex::new(sink));
+    let sink = Sink::new(sink);
     let mut forwards = JoinSet::new();
     let mut senders = Vec::new();
     let mut number = 0;

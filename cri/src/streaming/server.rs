@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -45,6 +46,12 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// The most headers of a request.
 const MAX_HEADERS: usize = 64;
+
+/// How long a silent peer is not asked whether it is there, and how long each of these questions waits: as with containerd.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// After how many of them without an answer it is gone.
+const KEEPALIVE_PROBES: u32 = 9;
 
 /// How long nothing is accepted after a failure to: descriptors have run out, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -142,9 +149,8 @@ fn base(scheme: &str, host: &str, bound: SocketAddr) -> String {
 
 /// Takes a connection up to its upgrade or its end.
 async fn greet(shared: Arc<Shared>, tls: Option<Arc<Tls>>, stream: TcpStream, peer: SocketAddr) {
-    // Keystrokes are not to wait for more of them; a peer that is gone without a word is to be found out.
-    let keepalive = || Ok(rustix::net::sockopt::set_socket_keepalive(&stream, true)?);
-    if let Err(error) = stream.set_nodelay(true).and_then(|()| keepalive()) {
+    // Keystrokes are not to wait for more of them.
+    if let Err(error) = stream.set_nodelay(true).and_then(|()| Ok(keep_alive(&stream)?)) {
         tracing::debug!(%error, %peer, "a streaming connection's options");
     }
     let Some(tls) = tls else { return serve(shared, stream, peer).await };
@@ -153,6 +159,14 @@ async fn greet(shared: Arc<Shared>, tls: Option<Arc<Tls>>, stream: TcpStream, pe
         Ok(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
     }
+}
+
+/// Has the kernel find out a peer that is gone without a word.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(stream, true)
 }
 
 async fn serve<T>(shared: Arc<Shared>, stream: T, peer: SocketAddr)

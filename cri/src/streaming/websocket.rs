@@ -60,7 +60,9 @@ pub(super) struct Format {
 /// An upgraded connection that speaks WebSocket.
 pub(super) type Socket = WebSocketStream<IdleLimit<TokioIo<Upgraded>>>;
 
-pub(super) type Sink = Arc<Mutex<SplitSink<Socket, Message>>>;
+/// What is written to, shared by all channels. Empty once the client is gone: the connection is closed then, whoever holds this.
+#[derive(Debug, Clone)]
+pub(super) struct Sink(Arc<Mutex<Option<SplitSink<Socket, Message>>>>);
 
 /// A channel that is written to.
 #[derive(Debug)]
@@ -93,7 +95,7 @@ pub(super) async fn accept(upgraded: Upgraded, idle: Option<Duration>) -> Socket
 /// Opens the channels of exec or attach.
 pub(super) fn open(socket: Socket, format: Format, streams: Streams) -> Client {
     let (sink, stream) = socket.split();
-    let sink = Arc::new(Mutex::new(sink));
+    let sink = Sink::new(sink);
     let channel = |number| Channel::new(sink.clone(), number, format.base64);
     let output = |wanted: bool, number| wanted.then(|| channel(number));
     let (stdout, stderr) = (output(streams.stdout, STDOUT), output(streams.stderr, STDERR));
@@ -102,9 +104,12 @@ pub(super) fn open(socket: Socket, format: Format, streams: Streams) -> Client {
     let (stdin_sender, stdin) = streams.stdin.then(|| mpsc::channel(1)).unzip();
     let (sizes_sender, sizes) = watch::channel(None);
     let (ended_sender, ended) = watch::channel(false);
+    let connection = sink.clone();
     let reader = tokio::spawn(async move {
         read(stream, format, stdin_sender, sizes_sender).await;
         ended_sender.send_replace(true);
+        // What runs may be silent for ever, and would keep half a connection open to nobody.
+        connection.let_go().await;
     });
     Client {
         stdin: stdin.map(Input::WebSocket),
@@ -169,7 +174,7 @@ pub(super) async fn close(sink: &Sink, reader: JoinHandle<()>) {
     let abort = reader.abort_handle();
     let close = async {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        sink.lock().await.send(Message::Close(Some(frame))).await.map_err(io_error)?;
+        sink.send(Message::Close(Some(frame))).await?;
         let _ = reader.await;
         io::Result::Ok(())
     };
@@ -217,7 +222,25 @@ impl Channel {
             buffer[0] = self.number;
             Message::Binary(buffer.split().freeze())
         };
-        self.sink.lock().await.send(message).await.map_err(io_error)
+        self.sink.send(message).await
+    }
+}
+
+impl Sink {
+    pub(super) fn new(sink: SplitSink<Socket, Message>) -> Self {
+        Self(Arc::new(Mutex::new(Some(sink))))
+    }
+
+    async fn send(&self, message: Message) -> io::Result<()> {
+        match &mut *self.0.lock().await {
+            Some(sink) => sink.send(message).await.map_err(io_error),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Closes the connection, whose other half is dropped.
+    async fn let_go(&self) {
+        *self.0.lock().await = None;
     }
 }
 
