@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod checkpoint;
 mod console;
 pub mod container;
+pub mod event;
 pub mod exec;
 pub mod failure;
 mod gate;

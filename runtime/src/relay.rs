@@ -3,13 +3,11 @@
 //! The child has a copy of the parent's subscriber, but soon not its stderr: what it wrote there would end up in the
 //! container's output.
 
-use std::fmt::{self, Write as _};
-
-use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::subscriber::{DefaultGuard, NoSubscriber};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::event::sentence;
 use crate::handshake::{End, FromChild};
 
 /// Until the guard is dropped, warnings and errors of this thread are told to the parent, and all else is dropped.
@@ -30,10 +28,8 @@ impl Subscriber for Relay {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut text = Text::default();
-        event.record(&mut text);
         // A lost warning is no reason to fail.
-        let _ = self.0.tell(&FromChild::Warning(text.finish()), &[]);
+        let _ = self.0.tell(&FromChild::Warning(sentence(event)), &[]);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -46,31 +42,6 @@ impl Subscriber for Relay {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// An event as one sentence: its message, then its fields.
-#[derive(Default)]
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Text {
-    fn finish(mut self) -> String {
-        self.message.push_str(&self.fields);
-        self.message
-    }
-}
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a String cannot fail.
-        let _ = if field.name() == "message" {
-            write!(self.message, "{value:?}")
-        } else {
-            write!(self.fields, " {}={value:?}", field.name())
-        };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -79,7 +50,7 @@ mod tests {
     use crate::handshake;
 
     #[test]
-    fn a_warning_is_one_sentence_with_its_fields_and_no_message_of_the_handshake() {
+    fn a_warning_is_no_message_of_the_handshake() {
         let (parent, child) = handshake::pair().unwrap();
         let guard = to(&child).unwrap();
         tracing::info!("not this");
@@ -87,10 +58,5 @@ mod tests {
         drop((guard, child));
         let soon = Instant::now() + Duration::from_secs(10);
         assert!(parent.next(soon).unwrap().is_none(), "warnings are logged, not returned");
-
-        let mut text = Text::default();
-        text.message.push_str("clamped");
-        text.fields.push_str(" limit=7");
-        assert_eq!(text.finish(), "clamped limit=7");
     }
 }

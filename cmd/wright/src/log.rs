@@ -2,16 +2,16 @@
 //!
 //! No subscriber, no buffer: a run that goes well writes nothing, and pays nothing.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use runtime::event::sentence;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 /// The shape of a line.
@@ -99,15 +99,12 @@ impl Subscriber for Engine {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut text = Text::default();
-        event.record(&mut text);
-        let message = text.message + &text.fields;
         let level = match *event.metadata().level() {
             Level::ERROR | Level::WARN => "warning",
             Level::INFO => "info",
             _ => "debug",
         };
-        self.0.line(level, &message);
+        self.0.line(level, &sentence(event));
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -118,24 +115,6 @@ impl Subscriber for Engine {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
-}
-
-/// An event as one sentence: its message, then its fields.
-#[derive(Default)]
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a String cannot fail.
-        let _ = if field.name() == "message" {
-            write!(self.message, "{value:?}")
-        } else {
-            write!(self.fields, " {}={value:?}", field.name())
-        };
-    }
 }
 
 fn line(format: Format, level: &str, message: &str, now: OffsetDateTime) -> String {

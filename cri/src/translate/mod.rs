@@ -50,7 +50,6 @@ pub(crate) use process::DEFAULT_TERM;
 pub use resources::Resources;
 pub use security::{AppArmor, MASKED_PATHS, READONLY_PATHS, SeLinux, Seccomp};
 pub use signals::StopSignal;
-pub use sysctls::sysctl_path;
 pub use user::{Identity, ResolvedUser, UserName, UserRequest};
 
 use crate::error::Error;

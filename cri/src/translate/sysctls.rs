@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use runtime::plan::sysctl_path;
+
 use super::namespaces::{PodNamespaces, Shared, Userns};
 use super::pod::Defaults;
 use crate::check;
@@ -62,22 +64,6 @@ pub(super) fn parse(
         }
     }
     Ok(sysctls)
-}
-
-/// The path of a parameter below /proc/sys: a dot of the name separates, unless the name separates by slashes; in
-/// the dotted form a slash stands for a dot inside a component (an interface such as `eth0.1`). See `sysctl(8)`.
-pub fn sysctl_path(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name[at..].starts_with('/') => name.to_owned(),
-        _ => name
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                other => other,
-            })
-            .collect(),
-    }
 }
 
 /// The dotted spelling of a name, which has to stay below /proc/sys.

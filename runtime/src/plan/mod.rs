@@ -22,6 +22,7 @@ use std::path::PathBuf;
 pub use attributes::number_list;
 pub use error::PlanError;
 use serde::{Deserialize, Serialize};
+pub use sysctls::sysctl_path;
 
 /// Everything the engine needs to take a container from nothing to its start gate.
 #[derive(Debug, Clone)]

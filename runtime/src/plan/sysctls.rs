@@ -39,9 +39,11 @@ pub(super) fn from_spec(
 }
 
 /// The path of a sysctl below /proc/sys. Whichever of `.` and `/` comes first separates, and the other is then an ordinary
-/// character: `net.ipv4.conf.eno2/100.rp_filter` and `net/ipv4/conf/eno2.100/rp_filter` are one.
-fn path(name: &str) -> Option<String> {
-    let path: String = match name.find(['.', '/']) {
+/// character: `net.ipv4.conf.eno2/100.rp_filter` and `net/ipv4/conf/eno2.100/rp_filter` are one. See sysctl(8). It may be none that is
+/// safe to use.
+#[must_use]
+pub fn sysctl_path(name: &str) -> String {
+    match name.find(['.', '/']) {
         Some(first) if name[first..].starts_with('.') => name
             .chars()
             .map(|c| match c {
@@ -51,7 +53,12 @@ fn path(name: &str) -> Option<String> {
             })
             .collect(),
         _ => name.to_owned(),
-    };
+    }
+}
+
+/// The path of a sysctl, if the name can be one's.
+fn path(name: &str) -> Option<String> {
+    let path = sysctl_path(name);
     let sound = path.split('/').count() >= 2
         && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
         && !path.contains(|c: char| c.is_control() || c.is_whitespace());
