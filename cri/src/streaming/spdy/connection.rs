@@ -8,6 +8,8 @@
 //! driver <------------------ answers, then data <------------- poll_write() -- WriteHalf
 //! ```
 //!
+//! The driver's side is here, the session's in [`calls`].
+//!
 //! A stream is two directions, each open until its FIN; RST_STREAM ends both. It is forgotten when both are over and
 //! nobody holds a half of it.
 //!
@@ -16,22 +18,20 @@
 //! read. For the same reason the peer's windows bind only once it has shown that it has some, by a WINDOW_UPDATE or by
 //! its SETTINGS: a client that never opens a window would else get 64 KiB and no more.
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::task::{Context, Poll, Waker};
+mod calls;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use std::collections::{HashMap, VecDeque};
+use std::task::{Context, Waker};
+
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
-use tokio::io::ReadBuf;
 
 use super::ResetStatus;
-use super::frame::{
-    Frame, FrameError, HEAD_BYTES, SETTING_INITIAL_WINDOW, SETTING_MAX_STREAMS, put_data_head,
-};
+use super::frame::{Frame, FrameError, SETTING_INITIAL_WINDOW, SETTING_MAX_STREAMS};
 use super::headers::{Deflater, HeaderError, Headers, Inflater};
 use super::limits::{
-    INITIAL_WINDOW_BYTES, MAX_ANSWER_BYTES, MAX_DATA_FRAME_BYTES, MAX_STREAMS, MAX_UNACCEPTED,
-    RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES,
+    INITIAL_WINDOW_BYTES, MAX_ANSWER_BYTES, MAX_STREAMS, MAX_UNACCEPTED, RECEIVE_BUFFER_BYTES,
+    SEND_BUFFER_BYTES,
 };
 
 /// No window may grow beyond it (2.6.8).
@@ -179,8 +179,6 @@ impl Connection {
             acceptor: None,
         }
     }
-
-    // The driver's side.
 
     /// Leaves the driver's waker: it is woken when there is output, or input is wanted again.
     pub(super) fn register_driver(&mut self, context: &Context<'_>) {
@@ -423,6 +421,13 @@ impl Connection {
         }
     }
 
+    fn send_reset(&mut self, id: u32, status: ResetStatus) {
+        if !self.is_closing() {
+            Frame::Reset { stream: id, status: status as u32 }.encode(&mut self.data);
+            wake(&mut self.driver);
+        }
+    }
+
     /// Ends both directions without telling the peer, and drops what was received.
     fn end_stream(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
@@ -449,160 +454,6 @@ impl Connection {
             self.streams.remove(&id);
         }
     }
-
-    // The session's side.
-
-    /// The next stream that waits for an answer; None when no more can come.
-    pub(super) fn poll_accept(&mut self, context: &Context<'_>) -> Poll<Option<(u32, Headers)>> {
-        if let Some(incoming) = self.unaccepted.pop_front() {
-            if self.unaccepted.len() == MAX_UNACCEPTED - 1 {
-                wake(&mut self.driver);
-            }
-            return Poll::Ready(Some(incoming));
-        }
-        if self.phase != Phase::Open {
-            return Poll::Ready(None);
-        }
-        leave(&mut self.acceptor, context);
-        Poll::Pending
-    }
-
-    /// Answers a new stream with SYN_REPLY, without pairs.
-    pub(super) fn accept(&mut self, id: u32) {
-        let Some(stream) = self.streams.get(&id) else { return };
-        if stream.send == Direction::Reset {
-            return;
-        }
-        // A unidirectional stream is answered too: the client waits for it.
-        let fin = stream.send == Direction::Finished;
-        let mut block = BytesMut::new();
-        self.deflater.put(&Headers::default(), &mut block);
-        self.answer(&Frame::SynReply { stream: id, fin, block: block.freeze() });
-    }
-
-    /// Ends a stream in both directions, after what was written to it.
-    pub(super) fn reset(&mut self, id: u32, status: ResetStatus) {
-        let Some(stream) = self.streams.get(&id) else { return };
-        if stream.receive == Direction::Open || stream.send == Direction::Open {
-            self.send_reset(id, status);
-        }
-        self.end_stream(id);
-    }
-
-    fn send_reset(&mut self, id: u32, status: ResetStatus) {
-        if !self.is_closing() {
-            Frame::Reset { stream: id, status: status as u32 }.encode(&mut self.data);
-            wake(&mut self.driver);
-        }
-    }
-
-    pub(super) fn poll_read(
-        &mut self,
-        id: u32,
-        context: &Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let closing = self.is_closing();
-        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(stream_reset())) };
-        if stream.buffer.is_empty() {
-            return match stream.receive {
-                Direction::Finished => Poll::Ready(Ok(())),
-                Direction::Reset => Poll::Ready(Err(stream_reset())),
-                Direction::Open if closing => Poll::Ready(Err(connection_over())),
-                Direction::Open => {
-                    leave(&mut stream.reader, context);
-                    Poll::Pending
-                }
-            };
-        }
-        let count = into.remaining().min(stream.buffer.len());
-        into.put_slice(&stream.buffer[..count]);
-        stream.buffer.advance(count);
-        if stream.buffer.is_empty() {
-            stream.buffer = BytesMut::new();
-        }
-        self.release(count);
-        self.consume(Some(id), count);
-        Poll::Ready(Ok(()))
-    }
-
-    pub(super) fn poll_write(
-        &mut self,
-        id: u32,
-        context: &Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let closing = self.is_closing();
-        let Some(stream) =
-            self.streams.get_mut(&id).filter(|stream| stream.send == Direction::Open && !closing)
-        else {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        };
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let buffer = SEND_BUFFER_BYTES.saturating_sub(self.data.len() + HEAD_BYTES);
-        let window = if self.peer_has_windows { stream.window.min(self.window) } else { MAX_WINDOW_BYTES };
-        let count =
-            bytes.len().min(MAX_DATA_FRAME_BYTES).min(buffer).min(usize::try_from(window).unwrap_or(0));
-        if count == 0 {
-            leave(&mut stream.writer, context);
-            if buffer == 0 && !self.blocked.contains(&id) {
-                self.blocked.push_back(id);
-            }
-            return Poll::Pending;
-        }
-        let count_i64 = i64::try_from(count).unwrap_or(0);
-        stream.window -= count_i64;
-        self.window -= count_i64;
-        put_data_head(&mut self.data, id, false, count);
-        self.data.extend_from_slice(&bytes[..count]);
-        wake(&mut self.driver);
-        Poll::Ready(Ok(count))
-    }
-
-    /// Sends FIN, after what was written. Once is enough.
-    pub(super) fn finish(&mut self, id: u32) {
-        let closing = self.is_closing();
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.send == Direction::Open) else {
-            return;
-        };
-        stream.send = Direction::Finished;
-        if !closing {
-            put_data_head(&mut self.data, id, true, 0);
-            wake(&mut self.driver);
-        }
-        self.forget_if_done(id);
-    }
-
-    /// Nobody reads any more: what comes is dropped.
-    pub(super) fn drop_reader(&mut self, id: u32) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.has_reader = false;
-        stream.reader = None;
-        let dropped = std::mem::take(&mut stream.buffer).len();
-        self.release(dropped);
-        self.consume(Some(id), dropped);
-        self.forget_if_done(id);
-    }
-
-    /// Nobody writes any more.
-    pub(super) fn drop_writer(&mut self, id: u32) {
-        self.finish(id);
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.has_writer = false;
-            stream.writer = None;
-        }
-        self.forget_if_done(id);
-    }
-}
-
-fn stream_reset() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, "the stream was reset")
-}
-
-fn connection_over() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, "the connection is over")
 }
 
 /// How much a connection holds just now.

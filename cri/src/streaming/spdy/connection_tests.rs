@@ -1,10 +1,14 @@
 //! A peer by hand against the state of a connection.
 
+use std::io;
+use std::task::Poll;
+
 use proptest::prelude::*;
+use tokio::io::ReadBuf;
 
 use super::super::exercise;
 use super::super::frame::Decoder;
-use super::super::limits::MAX_CONTROL_FRAME_BYTES;
+use super::super::limits::{MAX_CONTROL_FRAME_BYTES, MAX_DATA_FRAME_BYTES};
 use super::*;
 
 /// A connection and the peer's compressor.
