@@ -4,6 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 
+#[allow(dead_code)]
+#[path = "../../src/streaming/idle.rs"]
+mod idle;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/streaming/spdy/mod.rs"]
 mod spdy;

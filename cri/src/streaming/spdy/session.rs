@@ -15,11 +15,11 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::super::idle::Idle;
 use super::connection::{Connection, GoAwayStatus, ProtocolError};
 use super::frame::Decoder;
 use super::limits::{CLOSE_DEADLINE, READ_BYTES, READ_BYTES_IDLE};
 use super::stream::Incoming;
-use crate::streaming::idle::Idle;
 
 /// What may be chosen about a session.
 #[derive(Clone, Copy, Debug, Default)]
