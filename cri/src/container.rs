@@ -207,6 +207,9 @@ pub(crate) fn client_error(found: &Found, error: ClientError) -> Error {
     let id = found.container.record.id.clone();
     match error {
         ClientError::Failed(failure) => Error::Engine { what: "container", id, failure },
+        ClientError::Slow(limit) => {
+            Error::DeadlineExceeded { what: format!("container {id}: a request to its monitor"), limit }
+        }
         gone @ ClientError::Gone => Error::Unavailable {
             what: format!("the monitor of pod {}", found.pod_view.name()),
             source: Some(Box::new(gone)),

@@ -45,6 +45,10 @@ const MAX_IN_FLIGHT: usize = 64;
 /// Events not yet taken by the pod's task; the reader waits when it is full, and so, in the end, does the monitor.
 const EVENT_QUEUE: usize = 256;
 
+/// How long the monitor may take for one request. It is far above what any takes, because the answer to a slow disk is
+/// patience; after it the request is reported as failed, and nothing is concluded about the monitor.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
+
 /// How long after a connection that failed the next is tried: at first, and in the end.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -73,7 +77,7 @@ pub enum ClientError {
     /// An answer of the wrong kind, or a version that is not ours.
     #[error("the pod's monitor answered {0}")]
     Protocol(String),
-    /// No answer to hello, from a monitor that holds its socket.
+    /// No answer, from a monitor that holds its socket.
     #[error("the pod's monitor did not answer within {0:?}")]
     Slow(Duration),
 }
@@ -237,7 +241,7 @@ fn dial(run_dir: &Path) -> Result<OwnedFd, Errno> {
 }
 
 impl MonitorClient {
-    /// Asks and waits for the answer. `fds` travel with the request.
+    /// Asks and waits for the answer, for [`REQUEST_DEADLINE`] at most. `fds` travel with the request.
     pub async fn request(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Reply, ClientError> {
         self.request_fds(op, fds).await.map(|(reply, _)| reply)
     }
@@ -246,7 +250,8 @@ impl MonitorClient {
     pub async fn request_fds(&self, op: Op, fds: Vec<OwnedFd>) -> Result<Answer, ClientError> {
         let span = tracing::debug_span!("monitor_request", trace = tracing::field::Empty);
         let trace = new_trace(&span);
-        self.exchange(op, fds, trace).instrument(span).await
+        let answer = tokio::time::timeout(REQUEST_DEADLINE, self.exchange(op, fds, trace));
+        answer.instrument(span).await.unwrap_or(Err(ClientError::Slow(REQUEST_DEADLINE)))
     }
 
     async fn exchange(

@@ -74,6 +74,23 @@ async fn who_waits_is_told_that_the_monitor_is_gone() {
     peer.join().unwrap();
 }
 
+/// As one that is stopped, or waits for a disk.
+#[tokio::test(flavor = "current_thread")]
+async fn no_request_waits_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let peer = peer(directory.path(), move |_socket| {
+        let _ = ended.recv();
+    });
+    let Connected { client, notices: _notices, .. } = connect(directory.path(), LONG).await.unwrap();
+    // From here on the clock goes on by itself whenever nothing else is to be done.
+    tokio::time::pause();
+    let slow = client.request(Op::StopSandbox, Vec::new()).await.unwrap_err();
+    assert!(matches!(slow, ClientError::Slow(REQUEST_DEADLINE)), "{slow:?}");
+    drop(end);
+    peer.join().unwrap();
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn an_exit_goes_to_the_pod_and_an_execs_exit_to_its_caller() {
     let directory = tempfile::tempdir().unwrap();

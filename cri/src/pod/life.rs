@@ -9,11 +9,11 @@ use rustix::process::Signal;
 use tracing::debug_span;
 
 use super::stop::container_name;
-use super::task::{REQUEST_DEADLINE, short};
+use super::task::short;
 use super::{ContainerState, ContainerView, PodTask};
 use crate::daemon::blocking;
 use crate::error::Error;
-use crate::monitor_client::{ClientError, ExecWaiters, Notice};
+use crate::monitor_client::{ClientError, ExecWaiters, Notice, REQUEST_DEADLINE};
 use crate::records::{ContainerRecord, SandboxRecord};
 use crate::translate::{Pod, Resources};
 use crate::v1::{ContainerEventType, LinuxContainerResources, UpdatePodSandboxResourcesRequest};

@@ -17,7 +17,7 @@ use runtime::cgroup::Driver;
 use runtime::monitor::protocol::{Op, Reply, SandboxRequest, UserNamespaceMaps};
 use tracing::{Instrument as _, debug_span};
 
-use super::task::{REQUEST_DEADLINE, engine};
+use super::task::engine;
 use super::{Directories, PodTask, PodView, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
@@ -115,18 +115,14 @@ async fn bring_up(daemon: &Arc<Daemon>, new: NewPod, undo: &mut Undo) -> Result<
 
     let Connected { client, notices, .. } = connected;
     let request = client.request(Op::Sandbox(sandbox_request(&dirs, &pod)), Vec::new());
-    let request = tokio::time::timeout(REQUEST_DEADLINE, request.instrument(debug_span!("pause_start")));
-    let pause = match request.await {
-        Ok(Ok(Reply::Started { pid })) => pid,
-        Ok(Ok(other)) => {
-            return Err(Error::internal("start pause", format!("the monitor answered {other:?}")));
+    let pause = match request.instrument(debug_span!("pause_start")).await {
+        Ok(Reply::Started { pid }) => pid,
+        Ok(other) => return Err(Error::internal("start pause", format!("the monitor answered {other:?}"))),
+        Err(ClientError::Failed(failure)) => return Err(engine("pod sandbox", &id, failure)),
+        Err(ClientError::Slow(limit)) => {
+            return Err(Error::DeadlineExceeded { what: format!("the start of pod sandbox {id}"), limit });
         }
-        Ok(Err(ClientError::Failed(failure))) => return Err(engine("pod sandbox", &id, failure)),
-        Ok(Err(error)) => return Err(Error::internal(format!("start pause of pod sandbox {id}"), error)),
-        Err(_) => {
-            let what = format!("the start of pod sandbox {id}");
-            return Err(Error::DeadlineExceeded { what, limit: REQUEST_DEADLINE });
-        }
+        Err(error) => return Err(Error::internal(format!("start pause of pod sandbox {id}"), error)),
     };
 
     if pause_makes_network(&pod) {

@@ -19,11 +19,10 @@ use rustix::io::Errno;
 use tracing::debug_span;
 
 use super::run::END_DEADLINE;
-use super::task::REQUEST_DEADLINE;
 use super::{ContainerState, ContainerView, PodTask, files};
 use crate::daemon::{Daemon, blocking};
 use crate::error::Error;
-use crate::monitor_client::{ClientError, ExecWaiters};
+use crate::monitor_client::{ClientError, ExecWaiters, REQUEST_DEADLINE};
 use crate::records::{self, ContainerRecord, Lost, SandboxPhase, SandboxRecord, UNKNOWN_EXIT_CODE};
 use crate::store::Name;
 use crate::translate::ContainerMetadata;

@@ -17,10 +17,6 @@ use crate::error::Error;
 use crate::monitor_client::{ClientError, Connected, ExecWaiters, MonitorClient, Notice, Process, take_up};
 use crate::v1::ContainerEventType;
 
-/// How long the monitor may take for one request. It is far above what any takes, because the answer to a slow disk is
-/// patience; after it the request is reported as failed, and nothing is concluded about the monitor.
-pub(super) const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
-
 /// How long a broken connection may take to be made again before other requests get their turn.
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -228,15 +224,11 @@ impl PodTask {
     /// Asks the monitor, and takes its events meanwhile.
     pub(super) async fn request(&mut self, op: Op, fds: Vec<OwnedFd>) -> Result<Reply, ClientError> {
         let Some(client) = self.view.monitor.clone() else { return Err(ClientError::Gone) };
-        let answer = tokio::time::timeout(REQUEST_DEADLINE, client.request(op, fds));
-        let mut answer = pin!(answer);
+        let mut answer = pin!(client.request(op, fds));
         loop {
             tokio::select! {
                 biased;
-                answer = &mut answer => return match answer {
-                    Ok(answer) => answer,
-                    Err(_) => Err(ClientError::Slow(REQUEST_DEADLINE)),
-                },
+                answer = &mut answer => return answer,
                 notice = next(&mut self.notices) => self.take(notice),
             }
         }
