@@ -208,7 +208,8 @@ async fn greet(
     Err(error)
 }
 
-/// Connects to a monitor that may be there, and does not give up before it has answered or is proved to be gone. Who waits for a
+/// Connects to a monitor that may be there, and does not give up before it has answered or is proved to be gone: a connection on which
+/// it does not answer within [`REQUEST_DEADLINE`] is made anew. Who waits for a
 /// process since an earlier connection goes on waiting on this one, or learns at once how it ended meanwhile.
 ///
 /// # Errors
@@ -216,7 +217,7 @@ async fn greet(
 pub async fn take_up(run_dir: &Path, mut execs: ExecWaiters) -> Result<Connected, ClientError> {
     let mut wait = RETRY_FIRST;
     loop {
-        match greet(run_dir, Duration::MAX, &mut execs).await {
+        match greet(run_dir, REQUEST_DEADLINE, &mut execs).await {
             Err(error) if error.may_pass() => {
                 tracing::debug!(%error, ?wait, "a monitor is tried again");
                 tokio::time::sleep(wait).await;
